@@ -1,0 +1,1 @@
+//! Calibration: observers watch the sites while the graph runs.

@@ -1,0 +1,1 @@
+//! Many exporter forms in, one canonical form out.

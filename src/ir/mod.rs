@@ -1,0 +1,1 @@
+//! The graph: nodes, edges, tensors, attributes; its editor, verifier and text form.

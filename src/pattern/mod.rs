@@ -1,0 +1,1 @@
+//! The pattern language, its matcher, and rewrite rules.

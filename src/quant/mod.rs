@@ -1,0 +1,1 @@
+//! Decides every quantisation parameter; touches no graph.

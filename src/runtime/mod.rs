@@ -1,0 +1,1 @@
+//! Executors and the integer kernels of the custom ops.

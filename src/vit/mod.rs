@@ -1,0 +1,1 @@
+//! Finds the blocks of a Vision Transformer and names their quantisation sites.
