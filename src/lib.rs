@@ -6,6 +6,7 @@ pub mod canon;
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod fs;
 pub mod ir;
 pub mod lower;
 pub mod onnx;

@@ -1,0 +1,121 @@
+//! `TensorProto` to and from the IR's tensor.
+
+use bytes::Bytes;
+
+use super::external::{self, DataFiles};
+use super::proto::{StringStringEntryProto, TensorProto, tensor_proto::DataLocation};
+use super::{OnnxError, types};
+use crate::ir::{DType, Stored, Tensor, TensorData};
+
+/// Reads a tensor; external data is resolved and stays mapped.
+pub(super) fn import(t: TensorProto, files: &dyn DataFiles) -> Result<Tensor, OnnxError> {
+    let name = t.name.clone();
+    let place = || format!("tensor '{name}'");
+    let dtype = DType::from_onnx(t.data_type)
+        .ok_or_else(|| OnnxError::malformed(place(), format!("unknown element type {}", t.data_type)))?;
+    let shape = t
+        .dims
+        .iter()
+        .map(|&d| usize::try_from(d).map_err(|_| OnnxError::malformed(place(), format!("negative dimension {d}"))))
+        .collect::<Result<Vec<_>, _>>()?;
+    if t.segment.is_some() {
+        return Err(OnnxError::malformed(
+            place(),
+            "is stored in segments, which no current exporter writes; re-save the model with onnx",
+        ));
+    }
+    let entries = types::import_entries(t.external_data);
+    let external = t.data_location == DataLocation::External as i32;
+    let (data, stored) = if external {
+        (TensorData::Bytes(external::slice(&name, &entries, files)?), Stored::External(entries))
+    } else if let Some(raw) = t.raw_data {
+        (TensorData::Bytes(raw), Stored::Raw)
+    } else if dtype == DType::String {
+        (TensorData::Strings(t.string_data), Stored::Typed)
+    } else {
+        let mut out = Vec::new();
+        match dtype {
+            DType::F32 | DType::C64 => t.float_data.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes())),
+            DType::F64 | DType::C128 => t.double_data.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes())),
+            DType::I64 => t.int64_data.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes())),
+            DType::U64 => t.uint64_data.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes())),
+            DType::U32 => t.uint64_data.iter().for_each(|v| out.extend_from_slice(&(*v as u32).to_le_bytes())),
+            _ => {
+                let width = int32_width(dtype);
+                t.int32_data.iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes()[..width]));
+            }
+        }
+        (TensorData::Bytes(Bytes::from(out)), Stored::Typed)
+    };
+    let expected_strings = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    let mut tensor = match data {
+        TensorData::Bytes(bytes) => Tensor::from_bytes(dtype, shape, bytes)
+            .map_err(|e| OnnxError::malformed(place(), format!("{e}; the file is damaged, export it again")))?,
+        TensorData::Strings(s) if Some(s.len()) == expected_strings => {
+            Tensor { dtype, shape, data: TensorData::Strings(s), stored: Stored::Typed, doc: String::new(), metadata: vec![] }
+        }
+        TensorData::Strings(s) => {
+            return Err(OnnxError::malformed(place(), format!("shape {shape:?} does not hold {} strings", s.len())));
+        }
+    };
+    tensor.stored = stored;
+    tensor.doc = t.doc_string;
+    tensor.metadata = types::import_entries(t.metadata_props);
+    Ok(tensor)
+}
+
+/// Bytes of one entry of `int32_data`: a whole element, or one byte of packed sub-byte elements.
+fn int32_width(dtype: DType) -> usize {
+    (dtype.bits() / 8).clamp(1, 4)
+}
+
+/// Writes a tensor the way it was stored. External data that is not re-externalised by the caller becomes `raw_data`.
+pub(super) fn export(name: &str, t: &Tensor) -> TensorProto {
+    let mut p = TensorProto {
+        name: name.to_owned(),
+        dims: t.shape.iter().map(|&d| d as i64).collect(),
+        data_type: t.dtype.to_onnx(),
+        doc_string: t.doc.clone(),
+        metadata_props: types::export_entries(&t.metadata),
+        ..TensorProto::default()
+    };
+    let bytes = match &t.data {
+        TensorData::Strings(s) => {
+            p.string_data.clone_from(s);
+            return p;
+        }
+        TensorData::Bytes(b) => b,
+    };
+    if t.stored != Stored::Typed {
+        p.raw_data = Some(bytes.clone());
+        return p;
+    }
+    macro_rules! field {
+        ($ty:ty) => {
+            bytes.chunks_exact(size_of::<$ty>()).map(<$ty as crate::ir::Scalar>::read)
+        };
+    }
+    match t.dtype {
+        DType::F32 | DType::C64 => p.float_data = field!(f32).collect(),
+        DType::F64 | DType::C128 => p.double_data = field!(f64).collect(),
+        DType::I64 => p.int64_data = field!(i64).collect(),
+        DType::U64 => p.uint64_data = field!(u64).collect(),
+        DType::U32 => p.uint64_data = field!(u32).map(u64::from).collect(),
+        DType::I32 => p.int32_data = field!(i32).collect(),
+        DType::I16 => p.int32_data = field!(i16).map(i32::from).collect(),
+        DType::I8 => p.int32_data = field!(i8).map(i32::from).collect(),
+        DType::U16 | DType::F16 | DType::BF16 => p.int32_data = field!(u16).map(i32::from).collect(),
+        _ => p.int32_data = bytes.iter().map(|&b| i32::from(b)).collect(),
+    }
+    p
+}
+
+/// Points a tensor at a slice of a data file.
+pub(super) fn point_outside(p: &mut TensorProto, location: &str, offset: usize, length: usize) {
+    p.raw_data = None;
+    p.data_location = DataLocation::External as i32;
+    p.external_data = [("location", location.to_owned()), ("offset", offset.to_string()), ("length", length.to_string())]
+        .into_iter()
+        .map(|(key, value)| StringStringEntryProto { key: key.to_owned(), value })
+        .collect();
+}
