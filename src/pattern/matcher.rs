@@ -172,7 +172,8 @@ impl<'g> State<'g> {
                 })
                 .collect();
             let Some(pairs) = pairs else {
-                return self.miss(|g| format!("{} inputs expected, found {}, at {}", inputs.len(), found.len(), g.describe(value.node)));
+                return self
+                    .miss(|g| format!("{} inputs expected, found {}, at {}", inputs.len(), found.len(), g.describe(value.node)));
             };
             if self.bind(name, value, &mut |s| s.inputs(&pairs, then)) {
                 return true;

@@ -3,13 +3,29 @@
 use std::collections::BTreeMap;
 
 use super::{Match, Miss, Pat, match_value};
-use crate::ir::{Edit, Graph, Value, VerifyError};
+use crate::ir::{Dim, Edit, Graph, Value, VerifyError};
 
 /// What a rule's check may look at.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
     /// The graph.
     pub graph: &'a Graph,
+}
+
+impl Facts<'_> {
+    fn shape(&self, value: Value) -> Option<&[Dim]> {
+        self.graph.info(value)?.tensor_type()?.shape.as_deref()
+    }
+
+    /// The rank of a value, where it is known.
+    pub fn rank(&self, value: Option<Value>) -> Option<usize> {
+        self.shape(value?).map(<[Dim]>::len)
+    }
+
+    /// The size of a value's last dimension, where it is known.
+    pub fn last_dim(&self, value: Value) -> Option<usize> {
+        self.shape(value)?.last()?.value()
+    }
 }
 
 type Build = Box<dyn FnOnce(&mut Edit<'_>) -> Value>;
