@@ -66,7 +66,7 @@ pub struct Mlp {
 }
 
 /// A block.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Block {
     /// Its number, in the order of the data flow.
     pub index: usize,
