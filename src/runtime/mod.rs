@@ -1,1 +1,2 @@
 //! Executors and the integer kernels of the custom ops.
+pub mod kernels;
