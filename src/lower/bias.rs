@@ -48,7 +48,8 @@ fn integer_bias(edit: &Edit<'_>, bias: Value, x: &Pair, w: &Pair) -> Result<(Vec
     let [x_scale] = x.scales[..] else {
         return Err(Some(format!("the input {} has a scale for each channel", x.site)));
     };
-    let scales: Vec<f32> = (0..b.len()).map(|c| x_scale * w.scales[if w.scales.len() == 1 { 0 } else { c % w.scales.len() }]).collect();
+    let scales: Vec<f32> =
+        (0..b.len()).map(|c| x_scale * w.scales[if w.scales.len() == 1 { 0 } else { c % w.scales.len() }]).collect();
     let codes: Option<Vec<i32>> = b
         .iter()
         .zip(&scales)

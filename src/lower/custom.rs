@@ -130,7 +130,8 @@ fn lut(edit: &mut Edit<'_>, id: NodeId, x: &Pair, y: &Pair) -> Result<(), TableE
     if !y.exponents.is_empty() || y.scales.len() != 1 {
         return needed("the table's output scale");
     }
-    let (op_type, tanh) = edit.op(id).map(|o| (o.op.op_type.clone(), o.attrs.str("approximate") == Some("tanh"))).unwrap_or_default();
+    let (op_type, tanh) =
+        edit.op(id).map(|o| (o.op.op_type.clone(), o.attrs.str("approximate") == Some("tanh"))).unwrap_or_default();
     let (function, name) = match (op_type.as_str(), tanh) {
         ("Gelu", false) => (Activation::Gelu, "LutGelu"),
         ("Gelu", true) => (Activation::GeluTanh, "LutGelu"),

@@ -35,7 +35,9 @@ pub struct LowerReport {
 #[derive(Debug, thiserror::Error)]
 pub enum LowerError {
     /// The plan names a value that the graph does not have.
-    #[error("the plan's site {site} names the value '{value}', which the model does not have: the plan was edited or made for another model; make it again with `vitq plan`")]
+    #[error(
+        "the plan's site {site} names the value '{value}', which the model does not have: the plan was edited or made for another model; make it again with `vitq plan`"
+    )]
     UnknownValue {
         /// The site.
         site: String,
@@ -43,7 +45,9 @@ pub enum LowerError {
         value: String,
     },
     /// The plan's parameters do not fit the tensor.
-    #[error("the plan's site {site} does not fit its tensor '{value}': {what}; correct the plan or make it again with `vitq plan`")]
+    #[error(
+        "the plan's site {site} does not fit its tensor '{value}': {what}; correct the plan or make it again with `vitq plan`"
+    )]
     Misfit {
         /// The site.
         site: String,

@@ -77,7 +77,9 @@ pub(super) fn lower_constant(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Qua
         let x = tensor.to_f32().map_err(|e| misfit(site, name, e.to_string()))?;
         let channels = match axis {
             None => 1,
-            Some(a) => *tensor.shape.get(*a).ok_or_else(|| misfit(site, name, format!("axis {a} of shape {:?}", tensor.shape)))?,
+            Some(a) => {
+                *tensor.shape.get(*a).ok_or_else(|| misfit(site, name, format!("axis {a} of shape {:?}", tensor.shape)))?
+            }
         };
         if scales.len() != channels || scales.iter().any(|s| !(s.is_finite() && *s > 0.0)) {
             return Err(misfit(site, name, format!("{channels} positive scales needed, found {}", scales.len())));
@@ -123,7 +125,8 @@ pub(super) fn lower_values(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Quant
     let (codes, scale, zero, exponents) = match &site.scheme {
         Scheme::Affine { codes, scale, zero_point } => (*codes, *scale, *zero_point, Vec::new()),
         Scheme::Ptf { codes, scale, zero_point, exponents } => {
-            let parsed = exponents_from_text(exponents).ok_or_else(|| misfit(site, "", "exponents are not hexadecimal digits"))?;
+            let parsed =
+                exponents_from_text(exponents).ok_or_else(|| misfit(site, "", "exponents are not hexadecimal digits"))?;
             (*codes, *scale, *zero_point, parsed)
         }
         Scheme::Log2 { bits, fraction_bits } => {
@@ -137,7 +140,11 @@ pub(super) fn lower_values(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Quant
     };
     let (low, high) = codes.range();
     if !(low..=high).contains(&zero) || !(scale.is_finite() && scale > 0.0) {
-        return Err(misfit(site, "", format!("a positive scale and a zero point in {low}..={high} needed, found {scale} and {zero}")));
+        return Err(misfit(
+            site,
+            "",
+            format!("a positive scale and a zero point in {low}..={high} needed, found {scale} and {zero}"),
+        ));
     }
     for name in &site.site.values {
         let value = find(edit, site, name)?;
@@ -154,7 +161,8 @@ pub(super) fn lower_values(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Quant
         let scale_v = edit.add_init(anchor, &format!("{name}_scale"), scale_t);
         let zero_v = edit.add_init(anchor, &format!("{name}_zero_point"), zero_t);
         let axis = |op: NewOp| if exponents.is_empty() { op } else { op.attr("axis", AttrValue::Int(-1)) };
-        let q = edit.add(anchor, axis(NewOp::std("QuantizeLinear", &format!("{name}_quantized")).inputs([value, scale_v, zero_v])));
+        let q =
+            edit.add(anchor, axis(NewOp::std("QuantizeLinear", &format!("{name}_quantized")).inputs([value, scale_v, zero_v])));
         let mut coded = q;
         if codes.is_narrow() {
             let bound = |edit: &mut Edit<'_>, what: &str, v: i32| {
@@ -165,7 +173,8 @@ pub(super) fn lower_values(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Quant
                 coded = edit.add(anchor, NewOp::std("Clip", &format!("{name}_clipped")).inputs([q, low, high]));
             }
         }
-        let dq = edit.add(anchor, axis(NewOp::std("DequantizeLinear", &format!("{name}_dequantized")).inputs([coded, scale_v, zero_v])));
+        let dq = edit
+            .add(anchor, axis(NewOp::std("DequantizeLinear", &format!("{name}_dequantized")).inputs([coded, scale_v, zero_v])));
         let was_output = edit.is_output(value);
         let readers: Vec<_> = edit.uses(value).into_iter().filter(|u| edit.is_op(u.node, "Shape")).map(|u| u.node).collect();
         edit.replace_uses(value, dq, |u| u.node != q.node && !readers.contains(&u.node));

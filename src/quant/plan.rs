@@ -171,7 +171,9 @@ pub enum PlanError {
         found: u32,
     },
     /// The plan was made for another model.
-    #[error("the plan was made for another model (digest {plan}…, this model has {model}…): make a plan of this model's own statistics")]
+    #[error(
+        "the plan was made for another model (digest {plan}…, this model has {model}…): make a plan of this model's own statistics"
+    )]
     OtherModel {
         /// First digits of the plan's digest.
         plan: String,

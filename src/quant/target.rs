@@ -30,7 +30,9 @@ impl Target {
             return None;
         }
         match site.site {
-            Site::KvAct => Some("onnxruntime's integer MatMul writes the float scores that Softmax reads: a Q/DQ pair between costs time and accuracy"),
+            Site::KvAct => Some(
+                "onnxruntime's integer MatMul writes the float scores that Softmax reads: a Q/DQ pair between costs time and accuracy",
+            ),
             Site::AttnProjOutput | Site::MlpFc1Output | Site::MlpAct2 => {
                 Some("the operator that reads it runs in float on onnxruntime, and its integer MatMul writes floats directly")
             }

@@ -13,8 +13,13 @@ pub(super) fn sites(graph: &Graph, blocks: &[Block]) -> Vec<SiteRef> {
 
 fn site(graph: &Graph, site: Site, weight: bool, values: &[Value]) -> SiteRef {
     let values = values.iter().map(|&v| graph.value_name(v).to_owned()).collect();
-    // A convolution's weights and its output are one site of the vocabulary, two tensors.
-    let part = (weight && site == Site::PatchEmbed).then(|| "weight".to_owned());
+    // A convolution's weights and its output are one site of the vocabulary, two tensors; so are the position embedding
+    // and the sum with it.
+    let part = match (weight, site) {
+        (true, Site::PatchEmbed) => Some("weight".to_owned()),
+        (true, Site::Embed) => Some("position".to_owned()),
+        _ => None,
+    };
     SiteRef { block: None, site, part, weight, values }
 }
 
@@ -23,7 +28,9 @@ fn before(graph: &Graph, embed: &str) -> Vec<SiteRef> {
     let Some(embed) = graph.value(embed) else { return Vec::new() };
     let mut chain = Vec::new();
     let mut at = embed;
+    let mut position = None;
     if graph.is_op(at.node, "Add") {
+        position = graph.inputs_of(at.node).into_iter().flatten().find(|&v| graph.constant(v).is_some());
         at = data_input(graph, at).unwrap_or(at);
     }
     // Reshape, Transpose and the joining of the class token keep the convolution's elements.
@@ -32,6 +39,8 @@ fn before(graph: &Graph, embed: &str) -> Vec<SiteRef> {
         match data_input(graph, at) {
             Some(next) if passes => {
                 chain.push(at);
+                // The class token joins the patches with their codes.
+                chain.extend(graph.inputs_of(at.node).into_iter().flatten().filter(|v| graph.is_op(v.node, "Expand")));
                 at = next;
             }
             _ => return vec![site(graph, Site::Embed, false, &[embed])],
@@ -47,6 +56,7 @@ fn before(graph: &Graph, embed: &str) -> Vec<SiteRef> {
         out.push(site(graph, Site::PatchEmbed, true, &[w]));
     }
     out.push(site(graph, Site::PatchEmbed, false, &chain));
+    out.extend(position.map(|p| site(graph, Site::Embed, true, &[p])));
     if chain.last() != Some(&embed) {
         out.push(site(graph, Site::Embed, false, &[embed]));
     }
