@@ -1,1 +1,3 @@
 //! Executors and the integer kernels of the custom ops.
+
+pub mod tract;
