@@ -1,1 +1,3 @@
 //! Decides every quantisation parameter; touches no graph.
+
+pub mod tables;

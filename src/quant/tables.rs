@@ -1,0 +1,127 @@
+//! The constants of the integer ops, made from real parameters at compile time.
+//!
+//! Everything the `ai.vitq` ops need travels as integer tables and constants; here they are computed in f64. Exponentials,
+//! logarithms and erf come from the `libm` crate, so that the same parameters give the same tables on every machine.
+//!
+//! - [`lut`] – an activation as a table (`Lut`, `LutGelu`)
+//! - [`log_softmax`] – `LogIntSoftmax` and the table of `LogDequantize`
+//! - [`layer_norm`] – `PtfLayerNorm`
+//! - [`requantize`] – a real ratio as multiplier and shift
+
+pub mod layer_norm;
+pub mod log_softmax;
+pub mod lut;
+pub mod requantize;
+
+/// Why constants could not be made.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum TableError {
+    /// A real parameter is not finite, not positive where it must be, or out of range.
+    #[error(
+        "{what} is {found}, but must be {needed}; check the calibration of this site or the plan's entry for it"
+    )]
+    Parameter {
+        /// The parameter.
+        what: &'static str,
+        /// Its value.
+        found: f64,
+        /// What it must be.
+        needed: &'static str,
+    },
+    /// Per-channel parameters differ in length.
+    #[error(
+        "{what} has {found} entries, but gamma has {expected}: every channel needs one; check the plan's entry for this site"
+    )]
+    Length {
+        /// The parameter.
+        what: &'static str,
+        /// Its length.
+        found: usize,
+        /// The number of channels.
+        expected: usize,
+    },
+    /// The integer widths of the op do not suffice for these parameters.
+    #[error("{what} can reach 2^{bits:.1}, but the op has room for 2^{limit}; {advice}")]
+    TooWide {
+        /// The quantity.
+        what: &'static str,
+        /// log2 of its bound.
+        bits: f64,
+        /// log2 of the limit.
+        limit: u32,
+        /// What to change.
+        advice: &'static str,
+    },
+}
+
+/// The integer type that holds codes in a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CodeType {
+    /// Signed, 8 bits.
+    Int8,
+    /// Unsigned, 8 bits.
+    Uint8,
+    /// Signed, 16 bits.
+    Int16,
+    /// Unsigned, 16 bits.
+    Uint16,
+}
+
+impl CodeType {
+    /// The lowest and the highest code of the type.
+    pub fn range(self) -> (i32, i32) {
+        match self {
+            Self::Int8 => (-128, 127),
+            Self::Uint8 => (0, 255),
+            Self::Int16 => (-32768, 32767),
+            Self::Uint16 => (0, 65535),
+        }
+    }
+}
+
+/// Affine parameters of one tensor: `real = scale · (code − zero_point)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Affine {
+    /// The scale, positive and finite; the f32 of the model, widened.
+    pub scale: f64,
+    /// The zero point.
+    pub zero_point: i32,
+}
+
+fn check_positive(what: &'static str, found: f64) -> Result<(), TableError> {
+    if found.is_finite() && found > 0.0 {
+        return Ok(());
+    }
+    Err(TableError::Parameter {
+        what,
+        found,
+        needed: "finite and above 0",
+    })
+}
+
+fn check_finite(what: &'static str, values: &[f64]) -> Result<(), TableError> {
+    match values.iter().find(|v| !v.is_finite()) {
+        None => Ok(()),
+        Some(&found) => Err(TableError::Parameter {
+            what,
+            found,
+            needed: "finite",
+        }),
+    }
+}
+
+fn check_range(
+    what: &'static str,
+    found: i64,
+    range: std::ops::RangeInclusive<i64>,
+    needed: &'static str,
+) -> Result<(), TableError> {
+    if range.contains(&found) {
+        return Ok(());
+    }
+    Err(TableError::Parameter {
+        what,
+        found: found as f64,
+        needed,
+    })
+}
