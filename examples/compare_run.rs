@@ -49,10 +49,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         })?;
         for (got, want) in out.iter().zip(&outputs) {
             let (max, range, name) = difference(got.1.iter(), want.2.iter(), &want.1);
-            let (noise, signal) = got.1.iter().zip(&want.2).fold((0f64, 0f64), |(n, s), (a, b)| {
-                (n + f64::from(a - b).powi(2), s + f64::from(*b).powi(2))
-            });
-            println!("{title}: output {name}: max abs difference {max:.3e} of {range:.3e}, SQNR {:.1} dB", 10.0 * (signal / noise).log10());
+            let (noise, signal) = got
+                .1
+                .iter()
+                .zip(&want.2)
+                .fold((0f64, 0f64), |(n, s), (a, b)| (n + f64::from(a - b).powi(2), s + f64::from(*b).powi(2)));
+            println!(
+                "{title}: output {name}: max abs difference {max:.3e} of {range:.3e}, SQNR {:.1} dB",
+                10.0 * (signal / noise).log10()
+            );
         }
         if title == "tapped" {
             println!("taps seen once: {} of {}", seen.iter().filter(|&&n| n == 1).count(), seen.len());

@@ -139,7 +139,10 @@ fn input_specs(g: &ir::Graph, options: &EngineOptions) -> Result<Vec<InputSpec>,
         let value = Value { node: id, port: 0 };
         let name = g.value_name(value).to_owned();
         let fail = |what: &str| EngineError::ModelInput { name: name.clone(), what: what.to_owned() };
-        let ty = g.info(value).and_then(|i| i.tensor_type()).ok_or_else(|| fail("is no tensor of a known type; export the model again"))?;
+        let ty = g
+            .info(value)
+            .and_then(|i| i.tensor_type())
+            .ok_or_else(|| fail("is no tensor of a known type; export the model again"))?;
         if ty.dtype != DType::F32 {
             return Err(fail(&format!("is {}, and only float inputs can be fed; export the model with a float input", ty.dtype)));
         }

@@ -29,7 +29,11 @@ impl<'e> Session<'e> {
     ///
     /// # Errors
     /// When an input is missing, unknown or of another shape than [`Engine::inputs`] says, and when an operator fails.
-    pub fn run(&mut self, inputs: &[(&str, ArrayViewD<'_, f32>)], on_tap: OnTap<'_>) -> Result<Vec<(String, ArrayD<f32>)>, EngineError> {
+    pub fn run(
+        &mut self,
+        inputs: &[(&str, ArrayViewD<'_, f32>)],
+        on_tap: OnTap<'_>,
+    ) -> Result<Vec<(String, ArrayD<f32>)>, EngineError> {
         let fed = self.feed(inputs)?;
         let result = catch_unwind(AssertUnwindSafe(|| self.run_plan(fed, on_tap)));
         let failure = match result {
@@ -52,7 +56,10 @@ impl<'e> Session<'e> {
         let mut fed = tvec![];
         for spec in specs {
             let Some((_, view)) = inputs.iter().find(|(n, _)| *n == spec.name) else {
-                return Err(EngineError::Feed(format!("the model input '{}' is not fed; it takes shape {:?}", spec.name, spec.shape)));
+                return Err(EngineError::Feed(format!(
+                    "the model input '{}' is not fed; it takes shape {:?}",
+                    spec.name, spec.shape
+                )));
             };
             if view.shape() != spec.shape {
                 return Err(EngineError::Feed(format!(

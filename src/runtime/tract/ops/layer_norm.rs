@@ -21,7 +21,8 @@ impl LayerNorm {
     fn row(&self, shape: &[usize]) -> TractResult<usize> {
         let at = if self.axis < 0 { self.axis + shape.len() as i64 } else { self.axis };
         let at = usize::try_from(at).ok().filter(|&a| a <= shape.len());
-        let row: usize = at.with_context(|| format!("axis {} of shape {shape:?}", self.axis)).map(|a| shape[a..].iter().product())?;
+        let row: usize =
+            at.with_context(|| format!("axis {} of shape {shape:?}", self.axis)).map(|a| shape[a..].iter().product())?;
         ensure!(row == self.scale.len() && row > 0, "a scale of {} elements for rows of {row}", self.scale.len());
         Ok(row)
     }

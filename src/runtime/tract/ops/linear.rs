@@ -29,7 +29,9 @@ impl Grid {
             None => vec![0; scale.len()],
             Some(z) => convert::integers(&z)
                 .and_then(|v| v.into_iter().map(|v| i32::try_from(v).ok()).collect::<Option<Vec<i32>>>())
-                .ok_or_else(|| p.unsupported(format!("its zero point is {}", z.dtype), "quantise to integers of 4, 8 or 16 bits"))?,
+                .ok_or_else(|| {
+                    p.unsupported(format!("its zero point is {}", z.dtype), "quantise to integers of 4, 8 or 16 bits")
+                })?,
         };
         if scale.len() != zero_point.len() || scale.is_empty() || rank > 1 {
             return Err(p.malformed(format!(
@@ -47,7 +49,8 @@ impl Grid {
     fn run(&self, shape: &[usize]) -> TractResult<usize> {
         let Some(axis) = self.axis else { return Ok(shape.iter().product()) };
         let at = if axis < 0 { axis + shape.len() as i64 } else { axis };
-        let at = usize::try_from(at).ok().filter(|&a| a < shape.len()).with_context(|| format!("axis {axis} of shape {shape:?}"))?;
+        let at =
+            usize::try_from(at).ok().filter(|&a| a < shape.len()).with_context(|| format!("axis {axis} of shape {shape:?}"))?;
         ensure!(shape[at] == self.scale.len(), "{} scales along axis {axis} of shape {shape:?}", self.scale.len());
         Ok(shape[at + 1..].iter().product())
     }

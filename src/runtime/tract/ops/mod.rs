@@ -1,16 +1,18 @@
 //! Operators that tract lacks or computes differently, on tract's traits. Their parameters are read from the graph when the
 //! plan is made, so that tract sees an operator of one input.
 
+mod erf;
 mod layer_norm;
 mod linear;
+mod vitq;
 
 use tract_onnx::tract_hir::internal::*;
 
 use super::{EngineError, convert};
-use crate::ir::{AI_ONNX, DType, Graph, NodeId, Tensor as Constant, Value};
+use crate::ir::{AI_ONNX, AI_VITQ, DType, Graph, NodeId, Tensor as Constant, Value};
 
 /// The operators of domain `ai.vitq` that are implemented here.
-pub(super) const VITQ_OPS: &[&str] = &[];
+pub(super) const VITQ_OPS: &[&str] = &["PtfLayerNorm", "LogIntSoftmax", "LogDequantize", "LutGelu", "Lut"];
 
 /// An operator of ours and the values that it reads at run time.
 pub(super) struct Built {
@@ -26,6 +28,13 @@ pub(super) fn build(g: &Graph, id: NodeId) -> Result<Option<Built>, EngineError>
         (AI_ONNX, "QuantizeLinear") => linear::quantize(&p)?,
         (AI_ONNX, "DequantizeLinear") => linear::dequantize(&p)?,
         (AI_ONNX, "LayerNormalization") => return layer_norm::build(&p),
+        (AI_ONNX, "Erf") => erf::build(&p, erf::Function::Erf)?,
+        (AI_ONNX, "Gelu") if op.attrs.str("approximate") != Some("tanh") => erf::build(&p, erf::Function::Gelu)?,
+        (AI_VITQ, "PtfLayerNorm") => vitq::ptf_layer_norm_op(&p)?,
+        (AI_VITQ, "LogIntSoftmax") => vitq::log_int_softmax_op(&p)?,
+        (AI_VITQ, "LogDequantize") => vitq::table(&p, "LogDequantize")?,
+        (AI_VITQ, "LutGelu") => vitq::table(&p, "LutGelu")?,
+        (AI_VITQ, "Lut") => vitq::table(&p, "Lut")?,
         _ => return Ok(None),
     };
     Ok(Some(built))
@@ -91,6 +100,23 @@ impl<'g> Params<'g> {
         match t.dtype {
             DType::F32 => t.to_vec::<f32>().map_err(|e| self.malformed(e.to_string())),
             other => Err(self.unsupported(format!("its input {port} is {other}"), "convert the model to float32")),
+        }
+    }
+
+    /// The elements of an integer constant in a type that must hold them.
+    fn integers<T: TryFrom<i64>>(&self, port: u32) -> Result<Vec<T>, EngineError> {
+        let t = self.constant(port)?;
+        let fit = |v: Vec<i64>| v.into_iter().map(|v| T::try_from(v).ok()).collect::<Option<Vec<T>>>();
+        convert::integers(&t).and_then(fit).ok_or_else(|| {
+            self.malformed(format!("its input {port} ({}) does not hold integers of the range that the operator takes", t.dtype))
+        })
+    }
+
+    /// The single element of an integer constant.
+    fn integer<T: TryFrom<i64> + Copy>(&self, port: u32) -> Result<T, EngineError> {
+        match self.integers::<T>(port)?.as_slice() {
+            [v] => Ok(*v),
+            list => Err(self.malformed(format!("its input {port} has {} elements instead of one", list.len()))),
         }
     }
 }
