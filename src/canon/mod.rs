@@ -1,1 +1,3 @@
 //! Many exporter forms in, one canonical form out.
+
+pub mod fold;

@@ -9,6 +9,7 @@ mod edit;
 mod graph;
 mod model;
 mod ops;
+pub mod shape;
 mod tensor;
 mod types;
 mod verify;
