@@ -6,6 +6,7 @@
 //! into q's weights.
 
 mod attention;
+pub mod fold;
 mod gelu;
 mod linear;
 mod norm;
@@ -41,6 +42,9 @@ pub enum CanonError {
         /// What is wrong, and what to do.
         what: String,
     },
+    /// Folding failed.
+    #[error(transparent)]
+    Fold(#[from] fold::FoldError),
     /// A rewrite broke the graph.
     #[error("canonicalisation broke the graph, which is a defect of vitq: {0}; please report it with the model's export command")]
     Verify(#[from] VerifyError),
@@ -52,14 +56,16 @@ pub enum CanonError {
 /// When the model imports no usable operator set.
 pub fn canonicalise(model: &mut Model) -> Result<CanonReport, CanonError> {
     opset::adapt(model)?;
+    fold::fold(model)?;
     let mut report = CanonReport::default();
     for stage in [fuse_rules(), attention_rules()] {
-        let (applied, misses) = pattern::run(&mut model.graph, &stage)?;
+        let (applied, misses) = pattern::run(&mut model.graph, CANONICAL_OPSET, &stage)?;
         for (name, n) in applied {
             *report.applied.entry(name).or_default() += n;
         }
         report.near_misses.extend(misses);
     }
+    fold::fold(model)?;
     Ok(report)
 }
 

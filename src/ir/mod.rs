@@ -10,6 +10,7 @@ mod edit;
 mod graph;
 mod model;
 mod ops;
+pub mod shape;
 mod tensor;
 pub mod text;
 mod types;

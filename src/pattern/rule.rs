@@ -3,28 +3,27 @@
 use std::collections::BTreeMap;
 
 use super::{Match, Miss, Pat, match_value};
-use crate::ir::{Dim, Edit, Graph, Value, VerifyError};
+use crate::ir::shape::{self, Shapes};
+use crate::ir::{Edit, Graph, Value, VerifyError};
 
 /// What a rule's check may look at.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
     /// The graph.
     pub graph: &'a Graph,
+    /// Shapes of the values that were there when the pass began.
+    pub shapes: &'a Shapes,
 }
 
 impl Facts<'_> {
-    fn shape(&self, value: Value) -> Option<&[Dim]> {
-        self.graph.info(value)?.tensor_type()?.shape.as_deref()
-    }
-
     /// The rank of a value, where it is known.
     pub fn rank(&self, value: Option<Value>) -> Option<usize> {
-        self.shape(value?).map(<[Dim]>::len)
+        self.shapes.rank(value?)
     }
 
     /// The size of a value's last dimension, where it is known.
     pub fn last_dim(&self, value: Value) -> Option<usize> {
-        self.shape(value)?.last()?.value()
+        self.shapes.shape(value)?.last()?.as_const().and_then(|d| usize::try_from(d).ok())
     }
 }
 
@@ -94,23 +93,24 @@ impl Rule {
 ///
 /// # Errors
 /// When a rewrite breaks an invariant of the graph, which is a defect of the rule.
-pub fn run(graph: &mut Graph, rules: &[Rule]) -> Result<(BTreeMap<&'static str, usize>, Vec<NearMiss>), VerifyError> {
+pub fn run(graph: &mut Graph, opset: i64, rules: &[Rule]) -> Result<(BTreeMap<&'static str, usize>, Vec<NearMiss>), VerifyError> {
     /// No chain of our rules is longer; a cycle of rules ends here.
     const MAX_ROUNDS: usize = 32;
     let mut applied = BTreeMap::new();
     for _ in 0..MAX_ROUNDS {
-        if round(graph, rules, &mut applied)? == 0 {
+        if round(graph, opset, rules, &mut applied)? == 0 {
             break;
         }
     }
-    let misses = near_misses(graph, rules);
+    let misses = near_misses(graph, opset, rules);
     Ok((applied, misses))
 }
 
 /// One pass over the graph in topological order; the number of rewrites.
-fn round(graph: &mut Graph, rules: &[Rule], applied: &mut BTreeMap<&'static str, usize>) -> Result<usize, VerifyError> {
+fn round(graph: &mut Graph, opset: i64, rules: &[Rule], applied: &mut BTreeMap<&'static str, usize>) -> Result<usize, VerifyError> {
     let mut count = 0;
     let order = graph.ops();
+    let shapes = shape::infer(graph, opset);
     let mut edit = Edit::new(graph);
     for id in order {
         let outputs = edit.get(id).map_or(0, |n| n.outputs.len()) as u32;
@@ -125,7 +125,7 @@ fn round(graph: &mut Graph, rules: &[Rule], applied: &mut BTreeMap<&'static str,
                     continue;
                 }
                 let Ok(m) = match_value(&edit, &rule.pattern, root) else { continue };
-                let Ok(build) = (rule.apply)(Facts { graph: &edit }, &m) else { continue };
+                let Ok(build) = (rule.apply)(Facts { graph: &edit, shapes: &shapes }, &m) else { continue };
                 let new = build(&mut edit);
                 edit.replace(root, new);
                 *applied.entry(rule.name).or_default() += 1;
@@ -138,7 +138,8 @@ fn round(graph: &mut Graph, rules: &[Rule], applied: &mut BTreeMap<&'static str,
     Ok(count)
 }
 
-fn near_misses(graph: &Graph, rules: &[Rule]) -> Vec<NearMiss> {
+fn near_misses(graph: &Graph, opset: i64, rules: &[Rule]) -> Vec<NearMiss> {
+    let shapes = shape::infer(graph, opset);
     let mut out = Vec::new();
     for rule in rules.iter().filter(|r| !r.tell.is_empty()) {
         let mut best: BTreeMap<usize, Miss> = BTreeMap::new();
@@ -149,7 +150,7 @@ fn near_misses(graph: &Graph, rules: &[Rule]) -> Vec<NearMiss> {
             let root = Value { node: id, port: 0 };
             let miss = match match_value(graph, &rule.pattern, root) {
                 Err(miss) => miss,
-                Ok(m) => match (rule.apply)(Facts { graph }, &m) {
+                Ok(m) => match (rule.apply)(Facts { graph, shapes: &shapes }, &m) {
                     Err(what) => Miss { depth: usize::MAX, what: format!("{what}, at {}", graph.describe(id)), path: vec![id] },
                     Ok(_) => continue,
                 },

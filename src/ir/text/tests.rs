@@ -99,8 +99,8 @@ fn styles() {
     let mut m = sample();
     let x = m.graph.inputs()[0];
     let mut e = Edit::new(&mut m.graph);
-    let big = e.init(x, "big", Tensor::vector(&(0..100).map(|v| v as f32).collect::<Vec<_>>()));
-    let y = e.op(x, NewOp::std("Neg", "big_neg").input(big));
+    let big = e.add_init(x, "big", Tensor::vector(&(0..100).map(|v| v as f32).collect::<Vec<_>>()));
+    let y = e.add_op(x, NewOp::std("Neg", "big_neg").input(big));
     e.push_graph_output(Value { node: y, port: 0 });
     e.commit().unwrap();
     snapshot("lossless", &print_model(&sample(), &PrintOptions::lossless()));
@@ -151,7 +151,7 @@ fn what_is_left_out_is_said() {
     m.graph.doc = "doc".into();
     let mut e = Edit::new(&mut m.graph);
     let nested = Subgraph { proto: Bytes::from_static(b"123"), captures: vec![] };
-    let id = e.op(
+    let id = e.add_op(
         x,
         NewOp::std("If", "if")
             .input(Value { node: x, port: 0 })
