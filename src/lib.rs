@@ -11,6 +11,7 @@ pub mod ir;
 pub mod lower;
 pub mod onnx;
 pub mod pattern;
+pub mod pipeline;
 pub mod quant;
 pub mod report;
 pub mod runtime;

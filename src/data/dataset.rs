@@ -162,6 +162,18 @@ impl Dataset {
         &self.notes
     }
 
+    /// The name of sample `index` (see [`Sample::name`]), without reading it; `None` past the end.
+    pub fn name(&self, index: usize) -> Option<String> {
+        let i = *self.order.get(index)?;
+        match &self.source {
+            Source::Images { entries, .. } => entries.get(i).map(|e| e.name.clone()),
+            Source::Arrays(_) => {
+                let file = self.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+                Some(format!("{file}[{i}]"))
+            }
+        }
+    }
+
     /// Reads sample `index`, counted from 0.
     ///
     /// # Errors

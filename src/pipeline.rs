@@ -1,0 +1,21 @@
+//! The way through, step by step: what the command line and the tests call.
+//!
+//! ```text
+//! load ─▶ Source ─▶ calibrate ─▶ Stats ─▶ plan ─▶ QuantPlan ─▶ lower ─▶ Model ─▶ evaluate ─▶ Evaluation
+//! ```
+//!
+//! Each step takes what the one before it gave, or what a file of it holds; nothing here prints or decides.
+
+mod calibrate;
+mod error;
+mod evaluate;
+mod load;
+mod quantise;
+mod samples;
+
+pub use calibrate::{calibrate, engine_of};
+pub use error::PipelineError;
+pub use evaluate::{Evaluation, SampleOutputs, evaluate, forward, is_quantised, runnable, top};
+pub use load::{Source, digest, file_bytes, load, op_counts, read};
+pub use quantise::{fix_batch, lower, plan, read_plan, read_stats, unknown_names, violations, write_plan, write_stats};
+pub use samples::{DataOptions, Feed, Samples};

@@ -1,0 +1,141 @@
+//! From a file to a recognised model.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use prost::Message;
+use sha2::{Digest as _, Sha256};
+
+use super::PipelineError;
+use crate::calib::Digest;
+use crate::canon::{self, CanonReport};
+use crate::ir::{Model, NodeKind, Stored, Tensor};
+use crate::onnx;
+use crate::quant::ModelFacts;
+use crate::vit::{self, Vit};
+
+/// A model in its canonical form, with what was recognised in it.
+#[derive(Debug)]
+pub struct Source {
+    /// Where it was read.
+    pub path: PathBuf,
+    /// The canonical model.
+    pub model: Model,
+    /// What canonicalising did.
+    pub canon: CanonReport,
+    /// Blocks and sites.
+    pub vit: Vit,
+    /// Digest of the canonical model: what statistics and plans are tied to.
+    pub digest: Digest,
+    /// Bytes of the file and of the data files that it names.
+    pub bytes: u64,
+    /// The file's operators by type.
+    pub ops: BTreeMap<String, usize>,
+}
+
+/// Reads a model as it is.
+///
+/// # Errors
+/// When the file cannot be read or is no ONNX model.
+pub fn read(path: &Path) -> Result<Model, PipelineError> {
+    onnx::read(path).map_err(|source| PipelineError::Read { path: path.to_owned(), source })
+}
+
+/// Reads a model, brings it to the canonical form and recognises its blocks; a model without a block is no error here.
+///
+/// # Errors
+/// When the file cannot be read or has no canonical form.
+pub fn load(path: &Path) -> Result<Source, PipelineError> {
+    let mut model = read(path)?;
+    let (bytes, ops) = (file_bytes(path, &model), op_counts(&model));
+    let canon = canon::canonicalise(&mut model).map_err(|source| PipelineError::Canon { path: path.to_owned(), source })?;
+    let vit = vit::recognise(&model.graph);
+    let digest = digest(&model);
+    Ok(Source { path: path.to_owned(), model, canon, vit, digest, bytes, ops })
+}
+
+impl Source {
+    /// Refuses a model without a block.
+    ///
+    /// # Errors
+    /// [`PipelineError::NoBlocks`].
+    pub fn require_blocks(&self) -> Result<(), PipelineError> {
+        if !self.vit.blocks.is_empty() {
+            return Ok(());
+        }
+        let nearest = self.vit.near_misses.first().or(self.canon.near_misses.first());
+        Err(PipelineError::NoBlocks {
+            path: self.path.clone(),
+            ops: histogram_line(&self.ops),
+            nearest: nearest.map_or_else(
+                || "Nothing in it resembles a block.".to_owned(),
+                |n| format!("The nearest thing to a block: {n}."),
+            ),
+        })
+    }
+
+    /// What a plan needs to know of the model.
+    pub fn facts(&self) -> ModelFacts {
+        let graph = &self.model.graph;
+        let constant = |name: &String| Some((name.clone(), graph.constant(graph.value(name)?)?.clone()));
+        ModelFacts {
+            digest: self.digest.to_string(),
+            sites: self.vit.sites.clone(),
+            constants: self.vit.sites.iter().filter(|s| s.weight).flat_map(|s| &s.values).filter_map(constant).collect(),
+        }
+    }
+}
+
+/// SHA-256 over the model's encoded bytes; the contents of initialisers are hashed where they lie, after the rest, each behind
+/// its length, so that no copy of the weights is made.
+pub fn digest(model: &Model) -> Digest {
+    let mut proto = onnx::to_proto(model);
+    let tensors = proto.graph.iter_mut().flat_map(|g| g.initializer.iter_mut());
+    let contents: Vec<bytes::Bytes> = tensors.filter_map(|t| t.raw_data.take()).collect();
+    let mut hash = Sha256::new();
+    hash.update(proto.encode_to_vec());
+    for bytes in contents {
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(&bytes);
+    }
+    Digest(hash.finalize().into())
+}
+
+/// Operators by type.
+pub fn op_counts(model: &Model) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for id in model.graph.ops() {
+        if let Some(op) = model.graph.op(id) {
+            *counts.entry(op.op.to_string()).or_default() += 1;
+        }
+    }
+    counts
+}
+
+/// Bytes of a model file and of the data files that its tensors name; a file that is not there counts nothing.
+pub fn file_bytes(path: &Path, model: &Model) -> u64 {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let size = |p: &Path| std::fs::metadata(p).map_or(0, |m| m.len());
+    let mut files: Vec<&str> = model.graph.node_ids().into_iter().filter_map(|id| location(model, id)).collect();
+    files.sort_unstable();
+    files.dedup();
+    size(path) + files.into_iter().map(|f| size(&folder.join(f))).sum::<u64>()
+}
+
+fn location(model: &Model, id: crate::ir::NodeId) -> Option<&str> {
+    let NodeKind::Init(Tensor { stored: Stored::External(entries), .. }) = &model.graph.get(id)?.kind else { return None };
+    entries.iter().find(|(k, _)| k == "location").map(|(_, v)| v.as_str())
+}
+
+/// `31 Conv, 12 Relu and 4 other types`, the most frequent first.
+fn histogram_line(ops: &BTreeMap<String, usize>) -> String {
+    const SHOWN: usize = 8;
+    let mut rows: Vec<(&String, &usize)> = ops.iter().collect();
+    rows.sort_by_key(|&(name, n)| (std::cmp::Reverse(n), name));
+    let shown: Vec<String> = rows.iter().take(SHOWN).map(|(name, n)| format!("{n} {name}")).collect();
+    match rows.len().saturating_sub(SHOWN) {
+        _ if rows.is_empty() => "no operators".to_owned(),
+        0 => shown.join(", "),
+        more => format!("{} and {more} other types", shown.join(", ")),
+    }
+}

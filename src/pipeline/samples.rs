@@ -1,0 +1,279 @@
+//! Data as a model takes it: one array an input, batch axis in front.
+
+use std::path::{Path, PathBuf};
+
+use ndarray::{ArrayD, Axis, concatenate};
+use sha2::{Digest as _, Sha256};
+
+use super::PipelineError;
+use crate::calib::run::{Failure, Named};
+use crate::calib::{Digest, SampleSource};
+use crate::data::{Channels, DataError, Dataset, InputSpec, Options, Preprocess};
+use crate::ir::{Dim, Model, NodeKind, Value};
+use crate::runtime::tract::EngineOptions;
+
+/// What a user says of the data.
+#[derive(Debug, Clone, Default)]
+pub struct DataOptions {
+    /// Name of a preprocessing preset: `imagenet`, `inception`, `clip` or `none`. Needed for images.
+    pub preprocess: Option<String>,
+    /// Side of the model's input image in pixels; the model's own when it is fixed.
+    pub input_size: Option<usize>,
+    /// Share of the resized image that the centre crop keeps, in (0, 1]; the preset's own when absent.
+    pub crop_pct: Option<f64>,
+    /// At most this many samples.
+    pub limit: Option<usize>,
+}
+
+/// How a model is fed.
+#[derive(Debug, Clone)]
+pub struct Feed {
+    path: PathBuf,
+    inputs: Vec<InputSpec>,
+    batch: usize,
+    /// Side of the square image and its channels, when the model takes images.
+    image: Option<(usize, Channels)>,
+    /// Why the model takes no images.
+    no_image: String,
+    options: DataOptions,
+}
+
+impl Feed {
+    /// From the model's inputs and what the user says of the data.
+    ///
+    /// # Errors
+    /// When an input has no usable shape, or `--input-size` contradicts it.
+    pub fn new(path: &Path, model: &Model, options: &DataOptions) -> Result<Feed, PipelineError> {
+        let fail = |what: String| PipelineError::Input { path: path.to_owned(), what };
+        let graph = &model.graph;
+        let (mut inputs, mut batch) = (Vec::new(), None::<usize>);
+        for &id in graph.inputs() {
+            if !matches!(graph.get(id).map(|n| &n.kind), Some(NodeKind::Input)) {
+                continue;
+            }
+            let value = Value { node: id, port: 0 };
+            let name = graph.value_name(value).to_owned();
+            let shape = graph.info(value).and_then(|i| i.tensor_type()).and_then(|t| t.shape.as_deref());
+            let Some([first, rest @ ..]) = shape else {
+                return Err(fail(format!("the input '{name}' has no shape with a batch axis: export the model with one")));
+            };
+            if let Some(n) = first.value() {
+                if batch.replace(n).is_some_and(|b| b != n) || n == 0 {
+                    return Err(fail(format!("the input '{name}' has the batch {n}, unlike another input: export the model with one batch axis")));
+                }
+            }
+            inputs.push(InputSpec { name, shape: rest.iter().map(Dim::value).collect() });
+        }
+        if inputs.is_empty() {
+            return Err(fail("the model has no input to feed: export it again".to_owned()));
+        }
+        let mut feed =
+            Feed { path: path.to_owned(), inputs, batch: batch.unwrap_or(1), image: None, no_image: String::new(), options: options.clone() };
+        match feed.find_image().map_err(fail)? {
+            Ok(image) => feed.image = Some(image),
+            Err(why) => feed.no_image = why,
+        }
+        if let (Some((size, _)), [one]) = (feed.image, feed.inputs.as_mut_slice()) {
+            for d in one.shape.iter_mut().skip(1) {
+                *d = Some(size);
+            }
+        }
+        Ok(feed)
+    }
+
+    /// The image that the model takes, or why it takes none; an error when the user's word contradicts the model.
+    fn find_image(&self) -> Result<Result<(usize, Channels), String>, String> {
+        let [input] = self.inputs.as_slice() else {
+            return Ok(Err(format!("it has {} inputs, and an image is one: give an .npz with an array for each", self.inputs.len())));
+        };
+        let name = &input.name;
+        let [channels, height, width] = input.shape[..] else {
+            return Ok(Err(format!("its input '{name}' has {} axes, not [batch, channels, height, width]: give an .npy or .npz", input.shape.len() + 1)));
+        };
+        let asked = self.options.input_size;
+        let size = match (height, width, asked) {
+            (Some(h), Some(w), _) if h != w => {
+                return Ok(Err(format!("its input '{name}' takes {w} × {h} pixels, and the preprocessing makes squares: give an .npy or .npz")));
+            }
+            (Some(n), _, Some(asked)) | (_, Some(n), Some(asked)) if n != asked => {
+                return Err(format!(
+                    "--input-size {asked} was given, but the model's input '{name}' takes {n} × {n} pixels: leave --input-size out, or export the model for {asked} × {asked}"
+                ));
+            }
+            (Some(n), ..) | (_, Some(n), _) | (None, None, Some(n)) => n,
+            (None, None, None) => {
+                return Ok(Err(format!("its input '{name}' leaves height and width open: give the side of the image with --input-size")));
+            }
+        };
+        // Exporters that leave every axis open still mean colour.
+        match Channels::from_count(channels.unwrap_or(3)) {
+            Some(c) => Ok(Ok((size, c))),
+            None => Ok(Err(format!(
+                "its input '{name}' has {} channels on axis 1, and an image file has 1 or 3: give an .npy or .npz, or export the model with the channels on axis 1",
+                channels.unwrap_or(0)
+            ))),
+        }
+    }
+
+    /// The batch that the model is fixed to; 1 when it is open.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// The shapes that make the model concrete for the executor.
+    pub fn engine_options(&self) -> EngineOptions {
+        let whole = |i: &InputSpec| -> Option<(String, Vec<usize>)> {
+            let mut shape = vec![self.batch];
+            let open_channels = self.image.map(|(_, c)| c.count());
+            for (axis, d) in i.shape.iter().enumerate() {
+                shape.push(d.or(if axis == 0 { open_channels } else { None })?);
+            }
+            Some((i.name.clone(), shape))
+        };
+        EngineOptions { batch: self.batch, input_shapes: self.inputs.iter().filter_map(whole).collect() }
+    }
+
+    /// Opens a folder of images, an image, an .npy or an .npz.
+    ///
+    /// # Errors
+    /// When there is no such data, or it does not fit the model.
+    pub fn open(&self, path: &Path) -> Result<Samples, PipelineError> {
+        let mut preprocess = None;
+        if let (Some(name), false) = (&self.options.preprocess, is_array(path)) {
+            let Some((size, _)) = self.image else {
+                return Err(PipelineError::Input { path: self.path.clone(), what: format!("the model takes no images: {}", self.no_image) });
+            };
+            let mut p = Preprocess::preset(name, size)?;
+            if let Some(crop) = self.options.crop_pct {
+                p.crop_pct = crop;
+            }
+            p.validate()?;
+            preprocess = Some(p);
+        }
+        let options = Options {
+            preprocess: preprocess.clone(),
+            channels: self.image.map(|(_, c)| c).unwrap_or_default(),
+            limit: self.options.limit,
+            inputs: self.inputs.clone(),
+        };
+        let dataset = Dataset::open(path, &options)?;
+        if dataset.is_empty() {
+            return Err(DataError::EmptyFolder { path: path.to_owned(), ignored: 0 }.into());
+        }
+        let inputs = self.inputs.iter().map(|i| i.name.clone()).collect();
+        Ok(Samples { dataset, inputs, batch: self.batch, preprocess })
+    }
+}
+
+fn is_array(path: &Path) -> bool {
+    let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+    path.is_file() && matches!(ending.as_deref(), Some("npy" | "npz"))
+}
+
+/// Samples in groups of the model's batch.
+#[derive(Debug)]
+pub struct Samples {
+    dataset: Dataset,
+    inputs: Vec<String>,
+    batch: usize,
+    preprocess: Option<Preprocess>,
+}
+
+/// One batch as the model takes it.
+#[derive(Debug)]
+pub struct Group {
+    /// An array for each input.
+    pub inputs: Named,
+    /// The samples' names; shorter than the batch when the data end within it.
+    pub names: Vec<String>,
+    /// The samples' labels.
+    pub labels: Vec<Option<usize>>,
+}
+
+impl Samples {
+    /// The data.
+    pub fn dataset(&self) -> &Dataset {
+        &self.dataset
+    }
+
+    /// How many samples the model takes at once.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// How many groups cover all samples; the last may be padded.
+    pub fn groups(&self) -> usize {
+        self.dataset.len().div_ceil(self.batch)
+    }
+
+    /// The samples of a calibration that whole batches leave over.
+    pub fn left_over(&self) -> usize {
+        if self.dataset.len() < self.batch { 0 } else { self.dataset.len() % self.batch }
+    }
+
+    /// Reads group `g`; a short last group is padded with its last sample.
+    ///
+    /// # Errors
+    /// When a sample cannot be read.
+    pub fn group(&self, g: usize) -> Result<Group, DataError> {
+        let first = g * self.batch;
+        let last = (first + self.batch).min(self.dataset.len());
+        let mut out = Group { inputs: Vec::new(), names: Vec::new(), labels: Vec::new() };
+        let mut columns: Vec<Vec<ArrayD<f32>>> = vec![Vec::new(); self.inputs.len()];
+        for i in first..last {
+            let sample = self.dataset.sample(i)?;
+            out.names.push(sample.name);
+            out.labels.push(sample.label);
+            for (position, (name, array)) in sample.inputs.into_iter().enumerate() {
+                let at = name.and_then(|n| self.inputs.iter().position(|i| *i == n)).unwrap_or(position);
+                if let Some(column) = columns.get_mut(at) {
+                    column.push(array.insert_axis(Axis(0)));
+                }
+            }
+        }
+        for (name, mut column) in self.inputs.iter().zip(columns) {
+            while let (Some(pad), true) = (column.last().cloned(), column.len() < self.batch) {
+                column.push(pad);
+            }
+            let array = match column.len() {
+                1 => column.remove(0),
+                _ => {
+                    let views: Vec<_> = column.iter().map(|a| a.view()).collect();
+                    concatenate(Axis(0), &views).map_err(|e| DataError::ArrayShape {
+                        path: self.dataset.path().to_owned(),
+                        what: format!("the batch of '{name}'"),
+                        found: Vec::new(),
+                        wanted: format!("samples of one batch need one shape ({e})"),
+                    })?
+                }
+            };
+            out.inputs.push((name.clone(), array));
+        }
+        Ok(out)
+    }
+}
+
+/// For calibration a sample is a whole batch: nothing is padded, because a repeated image would count twice.
+impl SampleSource for Samples {
+    fn len(&self) -> usize {
+        self.dataset.len() / self.batch
+    }
+
+    fn get(&self, i: usize) -> Result<Option<Named>, Failure> {
+        Ok(Some(self.group(i)?.inputs))
+    }
+
+    fn name(&self, i: usize) -> String {
+        self.dataset.name(i * self.batch).unwrap_or_else(|| i.to_string())
+    }
+
+    fn digest(&self) -> Digest {
+        let mut hash = Sha256::new();
+        hash.update(format!("{:?} {} {}\n", self.preprocess, self.batch, self.dataset.len()));
+        for i in 0..self.dataset.len() {
+            hash.update(self.dataset.name(i).unwrap_or_default());
+            hash.update("\n");
+        }
+        Digest(hash.finalize().into())
+    }
+}
