@@ -14,14 +14,14 @@ trait Number: Scalar + PartialOrd {
 macro_rules! float_number {
     ($t:ty) => {
         impl Number for $t {
-            fn binary(op: &str, _: bool, a: Self, b: Self) -> Option<Self> {
+            fn binary(op: &str, fmod: bool, a: Self, b: Self) -> Option<Self> {
                 Some(match op {
                     "Add" | "Sum" => a + b,
                     "Sub" => a - b,
                     "Mul" => a * b,
                     "Div" => a / b,
                     "Pow" => a.powf(b),
-                    "Mod" => a % b,
+                    "Mod" if fmod => a % b,
                     // A NaN on either side wins, as in numpy.
                     "Max" => {
                         if a.is_nan() || a > b {
