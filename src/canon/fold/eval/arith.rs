@@ -183,8 +183,11 @@ fn spread<T: Copy>(values: &[T], operand: &[usize], shape: &[usize]) -> Option<V
     (out.len() == shape.iter().product()).then_some(out)
 }
 
+/// A broadcast shape and both operands at each of its positions.
+type Paired<T> = (Vec<usize>, Vec<(T, T)>);
+
 /// Both operands at every position of their broadcast shape.
-fn pair<T: Scalar>(call: &Call, a: &Tensor, b: &Tensor, result: DType) -> Option<(Vec<usize>, Vec<(T, T)>)> {
+fn pair<T: Scalar>(call: &Call, a: &Tensor, b: &Tensor, result: DType) -> Option<Paired<T>> {
     let shape = broadcast(&a.shape, &b.shape)?;
     call.room(&shape, result)?;
     let x = spread(&a.to_vec::<T>().ok()?, &a.shape, &shape)?;
