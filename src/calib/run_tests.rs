@@ -45,7 +45,7 @@ impl SampleSource for Samples {
     }
     fn get(&self, i: usize) -> Result<Option<Named>, Failure> {
         // Early samples are slow: the order of completion is not the order of samples.
-        std::thread::sleep(std::time::Duration::from_micros(if i % 3 == 0 { 300 } else { 10 }));
+        std::thread::sleep(std::time::Duration::from_micros(if i.is_multiple_of(3) { 300 } else { 10 }));
         if self.broken.contains(&i) {
             return Err("bad marker".into());
         }

@@ -106,7 +106,7 @@ impl Round<'_, '_> {
         }
         if op.op.is("Constant") {
             if let Some(t) = constant::tensor(&op.attrs) {
-                self.to_init(Value { node: id, port: 0 }, t, "Constant nodes made initializers");
+                self.make_init(Value { node: id, port: 0 }, t, "Constant nodes made initializers");
             }
             return;
         }
@@ -114,13 +114,13 @@ impl Round<'_, '_> {
             outputs().filter_map(|v| Some((v, shapes::constant_contents(&self.shapes, v)?))).collect();
         if known.len() == ports as usize {
             for (value, tensor) in known {
-                self.to_init(value, tensor, "shape values resolved");
+                self.make_init(value, tensor, "shape values resolved");
             }
             return;
         }
         if let Some(results) = self.evaluate(id) {
             for (value, tensor) in outputs().collect::<Vec<_>>().into_iter().zip(results) {
-                self.to_init(value, tensor, "operators evaluated");
+                self.make_init(value, tensor, "operators evaluated");
             }
             return;
         }
@@ -151,7 +151,7 @@ impl Round<'_, '_> {
     }
 
     /// Makes a value an initialiser, which takes over the name.
-    fn to_init(&mut self, value: Value, tensor: Tensor, kind: &'static str) {
+    fn make_init(&mut self, value: Value, tensor: Tensor, kind: &'static str) {
         let name = self.edit.value_name(value).to_owned();
         if name.is_empty() || self.edit.use_count(value) == 0 {
             return;

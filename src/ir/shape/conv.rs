@@ -65,12 +65,12 @@ fn slide(c: &Ctx, spatial: &[DimExpr], kernel: &[Option<i64>]) -> Known<Vec<DimE
         return wrong("strides and dilations must be positive");
     }
     let pad = |i: usize| if auto == "VALID" { Some(0) } else { pads.get(i)?.checked_add(*pads.get(i + n)?) };
-    let rows = spatial.iter().zip(kernel).zip(strides.iter().zip(&dilations)).enumerate();
-    let size = |(i, ((d, k), (&stride, &dilation))): (usize, ((&DimExpr, &Option<i64>), (&i64, &i64)))| -> Option<DimExpr> {
+    let size = |i: usize| -> Option<DimExpr> {
+        let (d, stride, dilation) = (spatial.get(i)?, *strides.get(i)?, *dilations.get(i)?);
         if auto.starts_with("SAME") {
             return d.ceil_div(stride);
         }
-        let reach = (*k)?.checked_sub(1)?.checked_mul(dilation)?.checked_add(1)?;
+        let reach = (*kernel.get(i)?)?.checked_sub(1)?.checked_mul(dilation)?.checked_add(1)?;
         let room = d.plus(pad(i)?.checked_sub(reach)?)?;
         let down = room.floor_div(stride)?.plus(1)?;
         if !ceil {
@@ -82,7 +82,7 @@ fn slide(c: &Ctx, spatial: &[DimExpr], kernel: &[Option<i64>]) -> Known<Vec<DimE
         let inside = d.plus(*pads.get(i)?)?;
         if up == down || last.less(&inside) == Some(true) { Some(up) } else { None }
     };
-    let out: Vec<DimExpr> = rows.map(|row| c.or_anon(size(row), 0, row.0 + 2)).collect();
+    let out: Vec<DimExpr> = (0..n).map(|i| c.or_anon(size(i), 0, i + 2)).collect();
     match out.iter().position(|d| d.as_const().is_some_and(|v| v < 0)) {
         Some(i) => wrong(format!("the window is larger than spatial axis {i}")),
         None => Ok(out),

@@ -243,6 +243,23 @@ impl DimExpr {
         DimExpr::from_map(quotient)
     }
 
+    /// The value for given sizes of the named symbols; `None` when a symbol is not given or the arithmetic overflows.
+    pub fn evaluate(&self, size: &dyn Fn(&str) -> Option<i64>) -> Option<i64> {
+        if let Some(v) = self.as_const() {
+            return Some(v);
+        }
+        self.terms().iter().try_fold(0i64, |sum, (product, c)| {
+            let term = product.iter().try_fold(*c, |n, atom| {
+                n.checked_mul(match atom {
+                    Atom::Symbol(name) => size(name)?,
+                    Atom::Anon(..) => return None,
+                    Atom::Floor(e, d) => e.evaluate(size)?.div_euclid(*d),
+                })
+            })?;
+            sum.checked_add(term)
+        })
+    }
+
     /// A number that the expression is never below, if one is evident. Named and anonymous sizes are not negative.
     pub fn lower_bound(&self) -> Option<i64> {
         match &self.0 {

@@ -44,10 +44,10 @@ pub(super) fn reshape(c: &Ctx) -> Known<Vec<Option<Shape>>> {
         }
     }
     let shape: Shape = shape.into_iter().enumerate().map(|(i, d)| c.or_anon(d, 0, i)).collect();
-    if let (Ok(x), Some(new)) = (&input, product(&shape).and_then(|p| p.as_const())) {
-        if let Some(old) = product(*x).and_then(|p| p.as_const()).filter(|old| *old != new) {
-            return wrong(format!("{old} elements cannot be reshaped to {new}"));
-        }
+    if let (Ok(x), Some(new)) = (&input, product(&shape).and_then(|p| p.as_const()))
+        && let Some(old) = product(*x).and_then(|p| p.as_const()).filter(|old| *old != new)
+    {
+        return wrong(format!("{old} elements cannot be reshaped to {new}"));
     }
     one(shape)
 }

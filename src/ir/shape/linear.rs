@@ -6,7 +6,7 @@ use super::ctx::{Ctx, Known, known, one, unify, wrong};
 use super::elementwise::broadcast_two;
 use super::{DimExpr, Shape};
 
-/// `MatMul`, `MatMulInteger` and `FusedMatMul`-free forms: inputs 0 and 1.
+/// `MatMul` and `MatMulInteger`: inputs 0 and 1.
 pub(super) fn matmul(c: &Ctx) -> Known<Vec<Option<Shape>>> {
     one(product_shape(c, c.shape(0)?, c.shape(1)?)?)
 }
@@ -25,10 +25,10 @@ fn product_shape(c: &Ctx, a: &[DimExpr], b: &[DimExpr]) -> Known<Shape> {
         [batch @ .., k, n] => (k, Some(n.clone()), batch),
         [] => return wrong("a matrix product of a scalar"),
     };
-    if let (Some(p), Some(q)) = (a_inner.as_const(), b_inner.as_const()) {
-        if p != q {
-            return wrong(format!("the inner sizes {p} and {q} of a matrix product differ"));
-        }
+    if let (Some(p), Some(q)) = (a_inner.as_const(), b_inner.as_const())
+        && p != q
+    {
+        return wrong(format!("the inner sizes {p} and {q} of a matrix product differ"));
     }
     let (a_rows, a_batch) = match a_rest.split_last() {
         Some((m, batch)) => (Some(m.clone()), batch),

@@ -117,11 +117,11 @@ pub fn infer(graph: &Graph, opset: i64) -> Shapes {
         };
         for (port, fact) in facts.iter_mut().enumerate() {
             let value = Value { node: id, port: port as u32 };
-            if let Some(declared) = graph.info(value).and_then(|i| i.tensor_type()) {
-                if let Err(what) = reconcile(fact, declared, value) {
-                    let what = format!("value '{}' {what}; the recorded type is not used", graph.value_name(value));
-                    shapes.problems.push(Problem { node: graph.describe(id), what });
-                }
+            if let Some(declared) = graph.info(value).and_then(|i| i.tensor_type())
+                && let Err(what) = reconcile(fact, declared, value)
+            {
+                let what = format!("value '{}' {what}; the recorded type is not used", graph.value_name(value));
+                shapes.problems.push(Problem { node: graph.describe(id), what });
             }
         }
         shapes.set(id, facts);

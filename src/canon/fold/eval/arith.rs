@@ -14,14 +14,14 @@ trait Number: Scalar + PartialOrd {
 macro_rules! float_number {
     ($t:ty) => {
         impl Number for $t {
-            fn binary(op: &str, _: bool, a: Self, b: Self) -> Option<Self> {
+            fn binary(op: &str, fmod: bool, a: Self, b: Self) -> Option<Self> {
                 Some(match op {
                     "Add" | "Sum" => a + b,
                     "Sub" => a - b,
                     "Mul" => a * b,
                     "Div" => a / b,
                     "Pow" => a.powf(b),
-                    "Mod" => a % b,
+                    "Mod" if fmod => a % b,
                     // A NaN on either side wins, as in numpy.
                     "Max" => {
                         if a.is_nan() || a > b {
@@ -183,8 +183,11 @@ fn spread<T: Copy>(values: &[T], operand: &[usize], shape: &[usize]) -> Option<V
     (out.len() == shape.iter().product::<usize>()).then_some(out)
 }
 
+/// A broadcast shape and both operands at each of its positions.
+type Paired<T> = (Vec<usize>, Vec<(T, T)>);
+
 /// Both operands at every position of their broadcast shape.
-fn pair<T: Scalar>(call: &Call, a: &Tensor, b: &Tensor, result: DType) -> Option<(Vec<usize>, Vec<(T, T)>)> {
+fn pair<T: Scalar>(call: &Call, a: &Tensor, b: &Tensor, result: DType) -> Option<Paired<T>> {
     let shape = broadcast(&a.shape, &b.shape)?;
     call.room(&shape, result)?;
     let x = spread(&a.to_vec::<T>().ok()?, &a.shape, &shape)?;

@@ -55,7 +55,7 @@ pub(super) fn range(call: &Call) -> Option<Vec<Tensor>> {
             all::<$t>(
                 call,
                 |s, l, d| {
-                    let n = f64::from((l - s) / d);
+                    let n = f64::from(l - s) / f64::from(d);
                     n.is_finite().then_some(n)
                 },
                 |s, d, i| s + i as $t * d,

