@@ -30,6 +30,8 @@ pub struct DataOptions {
 pub struct Feed {
     path: PathBuf,
     inputs: Vec<InputSpec>,
+    /// The size of the batch axis, when the model fixes it.
+    fixed: Option<usize>,
     batch: usize,
     /// Side of the square image and its channels, when the model takes images.
     image: Option<(usize, Channels)>,
@@ -67,8 +69,15 @@ impl Feed {
         if inputs.is_empty() {
             return Err(fail("the model has no input to feed: export it again".to_owned()));
         }
-        let mut feed =
-            Feed { path: path.to_owned(), inputs, batch: batch.unwrap_or(1), image: None, no_image: String::new(), options: options.clone() };
+        let mut feed = Feed {
+            path: path.to_owned(),
+            inputs,
+            fixed: batch,
+            batch: batch.unwrap_or(1),
+            image: None,
+            no_image: String::new(),
+            options: options.clone(),
+        };
         match feed.find_image().map_err(fail)? {
             Ok(image) => feed.image = Some(image),
             Err(why) => feed.no_image = why,
@@ -118,6 +127,30 @@ impl Feed {
     /// The batch that the model is fixed to; 1 when it is open.
     pub fn batch(&self) -> usize {
         self.batch
+    }
+
+    /// Refuses a model that cannot be fed what `other` is fed.
+    ///
+    /// # Errors
+    /// When their inputs differ in name or shape, or its batch is fixed to another size.
+    pub fn check_same(&self, other: &Feed) -> Result<(), PipelineError> {
+        let fits = |a: &InputSpec, b: &InputSpec| {
+            let open = |(x, y): (&Option<usize>, &Option<usize>)| x.is_none() || y.is_none() || x == y;
+            a.name == b.name && a.shape.len() == b.shape.len() && a.shape.iter().zip(&b.shape).all(open)
+        };
+        let same = self.inputs.len() == other.inputs.len() && self.inputs.iter().zip(&other.inputs).all(|(a, b)| fits(a, b));
+        if same && self.fixed.is_none_or(|n| n == other.batch) {
+            return Ok(());
+        }
+        let show = |f: &Feed| {
+            let dims = |i: &InputSpec| i.shape.iter().map(|d| d.map_or("?".to_owned(), |d| d.to_string())).collect::<Vec<_>>().join(", ");
+            let list: Vec<String> = f.inputs.iter().map(|i| format!("'{}' [{}, {}]", i.name, f.batch, dims(i))).collect();
+            list.join(" and ")
+        };
+        Err(PipelineError::Input {
+            path: self.path.clone(),
+            what: format!("it takes {}, and {} takes {}: two models are compared on the same input", show(self), other.path.display(), show(other)),
+        })
     }
 
     /// The shapes that make the model concrete for the executor.

@@ -1,3 +1,4 @@
 //! What was done and why, for people and for machines.
 
 pub mod diff;
+pub mod summary;

@@ -1,0 +1,228 @@
+//! `vitq compile`: calibrate, plan and lower in one go.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::{ValueEnum, ValueHint};
+
+use super::error::CliError;
+use super::lower::emit;
+use super::options::{Calibration, Configuration, Emission, Targeting, Threads, check_outputs, note_samples};
+use super::progress::Bar;
+use super::terminal::{Terminal, json};
+use crate::calib::Stats;
+use crate::config::Config;
+use crate::fs::write_atomic;
+use crate::ir::Model;
+use crate::lower::LowerReport;
+use crate::pipeline::{self, Evaluation, Feed, PipelineError, Samples, Source};
+use crate::quant::QuantPlan;
+use crate::report::summary::{CompileSummary, Lowered, Phase, Quality, adjusted, left_in_float, quantised};
+use crate::runtime::tract::Engine;
+
+/// Calibration samples on which the emitted model is compared with the float model.
+const COMPARED: usize = 32;
+
+/// Compile a float Vision Transformer into a quantised model
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  vitq compile model.onnx --calib images/ --preprocess imagenet -o model.int8.onnx
+  vitq compile model.onnx --calib images/ --preprocess inception --target onnxruntime -o model.int8.onnx
+  vitq compile model.onnx --calib samples.npy --config my.yaml --save-plan plan.json -o model.int8.onnx")]
+pub(super) struct Args {
+    /// The float model
+    #[arg(value_name = "MODEL.onnx", value_hint = ValueHint::FilePath)]
+    model: PathBuf,
+
+    #[command(flatten)]
+    data: Calibration,
+
+    #[command(flatten)]
+    config: Configuration,
+
+    #[command(flatten)]
+    target: Targeting,
+
+    /// How long to search for better parameters
+    #[arg(long, value_enum, value_name = "LEVEL", default_value_t = Effort::Fast, help_heading = "Quantisation")]
+    effort: Effort,
+
+    #[command(flatten)]
+    threads: Threads,
+
+    #[command(flatten)]
+    output: Emission,
+
+    /// Write the statistics, as `vitq calibrate` would
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Output")]
+    save_stats: Option<PathBuf>,
+
+    /// Write the plan, as `vitq plan` would
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Output")]
+    save_plan: Option<PathBuf>,
+
+    /// Write the summary as JSON to a file
+    #[arg(long, value_name = "FILE.json", value_hint = ValueHint::FilePath, help_heading = "Output")]
+    report: Option<PathBuf>,
+
+    /// Print the summary as JSON
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Effort {
+    /// Parameters straight from the observers
+    Fast,
+}
+
+/// Wall-clock time by phase.
+struct Clock {
+    start: Instant,
+    last: Instant,
+    phases: Vec<Phase>,
+}
+
+impl Clock {
+    fn new() -> Self {
+        let now = Instant::now();
+        Clock { start: now, last: now, phases: Vec::new() }
+    }
+
+    fn end(&mut self, name: &'static str) {
+        let now = Instant::now();
+        self.phases.push(Phase { name, seconds: (now - self.last).as_secs_f64() });
+        self.last = now;
+    }
+}
+
+/// What the steps made.
+struct Made {
+    source: Source,
+    config: Config,
+    stats: Stats,
+    plan: QuantPlan,
+    model: Model,
+    report: LowerReport,
+    samples: usize,
+    evaluation: Evaluation,
+}
+
+pub(super) fn run(args: Args, terminal: &Terminal) -> Result<(), CliError> {
+    let more = [&args.save_stats, &args.save_plan, &args.report];
+    let outputs: Vec<&Path> = std::iter::once(&args.output.output).chain(more.into_iter().flatten()).map(PathBuf::as_path).collect();
+    check_outputs(&[&args.model, &args.data.calib], &outputs)?;
+    let mut clock = Clock::new();
+    let mut made = make(&args, terminal, &mut clock)?;
+    // Nothing is written before everything has succeeded.
+    emit(&args.model, &mut made.model, &args.output)?;
+    if let Some(path) = &args.save_stats {
+        pipeline::write_stats(&made.stats, path)?;
+    }
+    if let Some(path) = &args.save_plan {
+        pipeline::write_plan(&made.plan, path)?;
+    }
+    clock.end("write");
+    let summary = summarise(&args, &made, clock)?;
+    if let Some(path) = &args.report {
+        let text = json(&summary)?;
+        write_atomic(path, |w| std::io::Write::write_all(w, text.as_bytes()))?;
+    }
+    if args.json { terminal.print_json(&summary) } else { terminal.summary(&summary) }
+}
+
+fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, CliError> {
+    let config = args.config.load(terminal)?;
+    let source = pipeline::load(&args.model)?;
+    source.require_blocks()?;
+    let feed = Feed::new(&args.model, &source.model, &args.data.data_options())?;
+    let samples = feed.open(&args.data.calib)?;
+    note_samples(&samples, terminal);
+    clock.end("load");
+    let float = pipeline::engine_of(&source, &config, &feed.engine_options())?;
+    let stats = {
+        let bar = Bar::new(terminal, "calibrating");
+        pipeline::calibrate(&source, &config, &float, &samples, args.threads.count(), &bar)?
+    };
+    clock.end("calibrate");
+    let plan = pipeline::plan(&source, &stats, &config, args.target.target.into())?;
+    clock.end("plan");
+    let against = pipeline::violations(&source, &config, &plan);
+    if args.target.strict && !against.is_empty() {
+        return Err(PipelineError::Strict(against).into());
+    }
+    let (model, report) = pipeline::lower(&source, &plan)?;
+    clock.end("lower");
+    let evaluation = compare(args, terminal, &model, &float, &feed, &samples)?;
+    clock.end("evaluate");
+    let samples = stats.samples().len() * samples.batch();
+    Ok(Made { source, config, stats, plan, model, report, samples, evaluation })
+}
+
+/// The emitted model against the float model, both in the executor, on the first calibration samples.
+fn compare(
+    args: &Args,
+    terminal: &Terminal,
+    model: &Model,
+    float: &Engine,
+    feed: &Feed,
+    samples: &Samples,
+) -> Result<Evaluation, CliError> {
+    let emitted = pipeline::runnable(&args.output.output, model.clone(), &feed.engine_options())?;
+    let bar = Bar::new(terminal, "comparing");
+    Ok(pipeline::evaluate(&emitted, Some(float), samples, Some(COMPARED), args.threads.count(), &bar)?)
+}
+
+fn summarise(args: &Args, made: &Made, clock: Clock) -> Result<CompileSummary, CliError> {
+    let source = &made.source;
+    let misses = source.vit.near_misses.iter().chain(&source.canon.near_misses);
+    let emitted = pipeline::read(&args.output.output)?;
+    let r = &made.report;
+    Ok(CompileSummary {
+        model: args.model.display().to_string(),
+        output: args.output.output.display().to_string(),
+        target: made.plan.target.to_string(),
+        config: made.config.name.clone(),
+        calibration_samples: made.samples,
+        blocks: source.vit.blocks.len(),
+        heads: source.vit.blocks.first().map_or(0, |b| b.attention.heads),
+        rules: source.canon.applied.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect(),
+        near_misses: misses.map(ToString::to_string).collect(),
+        quantised: quantised(&made.plan),
+        float: left_in_float(&made.plan),
+        adjusted: adjusted(&made.plan),
+        lowered: Lowered {
+            pairs: r.pairs,
+            weights: r.weights,
+            biases: r.biases,
+            custom_ops: r.custom_ops,
+            notes: r.notes.clone(),
+        },
+        notes: pipeline::unknown_names(source, &made.config),
+        quality: Quality {
+            samples: made.evaluation.samples,
+            of: made.samples,
+            sqnr_db: made.evaluation.sqnr_db,
+            agreement: made.evaluation.agreement,
+        },
+        bytes_before: source.bytes,
+        bytes_after: pipeline::file_bytes(&args.output.output, &emitted),
+        seconds: clock.start.elapsed().as_secs_f64(),
+        phases: clock.phases,
+        peak_memory_bytes: peak_memory(),
+    })
+}
+
+/// The largest resident set of this process so far.
+#[cfg(target_os = "linux")]
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn peak_memory() -> Option<u64> {
+    None
+}

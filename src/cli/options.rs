@@ -1,0 +1,222 @@
+//! Options that several commands share.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use clap::{ValueEnum, ValueHint};
+
+use super::error::CliError;
+use super::terminal::Terminal;
+use crate::config::{self, Config};
+use crate::onnx::ExternalData;
+use crate::pipeline::{DataOptions, PipelineError, Samples};
+use crate::quant::Target;
+
+/// How images become tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum PreprocessName {
+    /// ImageNet's mean and std: DeiT and most models trained on ImageNet-1k
+    Imagenet,
+    /// Mean and std 0.5: the augreg ViTs
+    Inception,
+    /// CLIP's mean and std
+    Clip,
+    /// Values in [0, 1]
+    None,
+}
+
+impl PreprocessName {
+    fn name(self) -> &'static str {
+        match self {
+            PreprocessName::Imagenet => "imagenet",
+            PreprocessName::Inception => "inception",
+            PreprocessName::Clip => "clip",
+            PreprocessName::None => "none",
+        }
+    }
+}
+
+/// How data are read.
+#[derive(Debug, clap::Args)]
+pub(super) struct Preprocessing {
+    /// How images are normalised; needed for images, not for .npy and .npz
+    #[arg(long, value_enum, value_name = "NAME")]
+    preprocess: Option<PreprocessName>,
+
+    /// Side of the model's input image in pixels [default: the model's own]
+    #[arg(long, value_name = "N")]
+    input_size: Option<NonZeroUsize>,
+
+    /// Share of the resized image that the centre crop keeps [default: 0.9; 1 for none]
+    #[arg(long, value_name = "P", value_parser = share)]
+    crop_pct: Option<f64>,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(p) if p > 0.0 && p <= 1.0 => Ok(p),
+        _ => Err("a number above 0 and at most 1 is needed".to_owned()),
+    }
+}
+
+impl Preprocessing {
+    pub(super) fn data_options(&self, limit: Option<NonZeroUsize>) -> DataOptions {
+        DataOptions {
+            preprocess: self.preprocess.map(|p| p.name().to_owned()),
+            input_size: self.input_size.map(NonZeroUsize::get),
+            crop_pct: self.crop_pct,
+            limit: limit.map(NonZeroUsize::get),
+        }
+    }
+}
+
+/// Calibration data.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Calibration data")]
+pub(super) struct Calibration {
+    /// Folder of images, or an .npy or .npz
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub(super) calib: PathBuf,
+
+    /// Use at most N samples
+    #[arg(long, value_name = "N")]
+    pub(super) calib_limit: Option<NonZeroUsize>,
+
+    #[command(flatten)]
+    pub(super) preprocessing: Preprocessing,
+}
+
+impl Calibration {
+    pub(super) fn data_options(&self) -> DataOptions {
+        self.preprocessing.data_options(self.calib_limit)
+    }
+}
+
+/// A configuration.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Quantisation")]
+pub(super) struct Configuration {
+    /// A preset (int8, fqvit, seed), a YAML file, or a folder of YAML files
+    #[arg(long, value_name = "PRESET|FILE|DIR", default_value = "int8", value_hint = ValueHint::AnyPath)]
+    config: String,
+}
+
+impl Configuration {
+    /// Loads it; what it accepts without effect is noted.
+    pub(super) fn load(&self, terminal: &Terminal) -> Result<Config, CliError> {
+        let config = config::load(&self.config).map_err(PipelineError::from)?;
+        config.notes().iter().for_each(|n| terminal.note(n));
+        Ok(config)
+    }
+}
+
+/// A target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum TargetName {
+    /// Everything in integers, with custom ops that carry their function bodies
+    Integer,
+    /// Only forms that onnxruntime's CPU provider runs fast
+    Onnxruntime,
+}
+
+impl From<TargetName> for Target {
+    fn from(t: TargetName) -> Target {
+        match t {
+            TargetName::Integer => Target::Integer,
+            TargetName::Onnxruntime => Target::OnnxRuntime,
+        }
+    }
+}
+
+/// Where the emitted model is meant to run.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Quantisation")]
+pub(super) struct Targeting {
+    /// Where the emitted model is meant to run
+    #[arg(long, value_enum, value_name = "NAME", default_value_t = TargetName::Integer)]
+    pub(super) target: TargetName,
+
+    /// Fail on a block that all but matched, a site left in float against the configuration, or a configured name that names nothing
+    #[arg(long)]
+    pub(super) strict: bool,
+}
+
+/// How many threads.
+#[derive(Debug, clap::Args)]
+pub(super) struct Threads {
+    /// Worker threads; the result does not depend on them [default: all processors]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+}
+
+impl Threads {
+    pub(super) fn count(&self) -> usize {
+        self.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
+    }
+}
+
+/// How an emitted model is written.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Output")]
+pub(super) struct Emission {
+    /// Where to write the model
+    #[arg(short, long, value_name = "OUT.onnx", value_hint = ValueHint::FilePath)]
+    pub(super) output: PathBuf,
+
+    /// Fix the model's open batch axis to N
+    #[arg(long, value_name = "N")]
+    pub(super) batch: Option<NonZeroUsize>,
+
+    /// Write the weights to OUT.onnx.data beside the model [default: only above 2 GiB]
+    #[arg(long)]
+    external_data: bool,
+}
+
+impl Emission {
+    pub(super) fn external_data(&self) -> ExternalData {
+        external_data(self.external_data)
+    }
+}
+
+pub(super) fn external_data(always: bool) -> ExternalData {
+    if always { ExternalData::Always } else { ExternalData::WhenNeeded }
+}
+
+/// Refuses, before any work, an output that cannot be written or that would replace an input or another output.
+pub(super) fn check_outputs(inputs: &[&Path], outputs: &[&Path]) -> Result<(), CliError> {
+    let real = |p: &Path| p.canonicalize().unwrap_or_else(|_| p.to_owned());
+    for (i, output) in outputs.iter().enumerate() {
+        let shown = output.display();
+        if inputs.iter().any(|p| real(p) == real(output)) {
+            return Err(CliError::Refused(format!("{shown} is an input of this command and would be overwritten: give another output")));
+        }
+        if outputs.iter().take(i).any(|p| real(p) == real(output)) {
+            return Err(CliError::Refused(format!("{shown} is given for two outputs: give each its own file")));
+        }
+        if output.is_dir() {
+            return Err(CliError::Refused(format!("{shown} is a folder: give the name of a file")));
+        }
+        let folder = match output.parent() {
+            Some(p) if !p.as_os_str().is_empty() => p,
+            _ => Path::new("."),
+        };
+        // A file that can be made and removed there is the only reliable sign of a writable folder.
+        tempfile::Builder::new().prefix(".vitq-").tempfile_in(folder).map_err(|source| {
+            CliError::Refused(format!(
+                "cannot write {shown}: {}; check that the folder exists, is writable and has room",
+                plain(&source)
+            ))
+        })?;
+    }
+    Ok(())
+}
+
+/// The system's words without the path of a temporary file.
+fn plain(e: &std::io::Error) -> String {
+    std::io::Error::from(e.kind()).to_string()
+}
+
+/// Tells what may surprise about data.
+pub(super) fn note_samples(samples: &Samples, terminal: &Terminal) {
+    samples.dataset().notes().iter().for_each(|n| terminal.note(n));
+}

@@ -1,0 +1,54 @@
+//! `vitq plan`.
+
+use std::path::PathBuf;
+
+use clap::ValueHint;
+
+use super::error::CliError;
+use super::options::{Configuration, Targeting, check_outputs};
+use super::terminal::Terminal;
+use crate::pipeline::{self, PipelineError};
+use crate::report::summary::{left_in_float, quantised};
+
+/// Decide every quantisation parameter and write the plan, a JSON file to review and edit
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  vitq plan model.onnx --stats model.stats -o model.plan.json
+  vitq plan model.onnx --stats model.stats --target onnxruntime --config my.yaml -o model.plan.json")]
+pub(super) struct Args {
+    /// The float model
+    #[arg(value_name = "MODEL.onnx", value_hint = ValueHint::FilePath)]
+    model: PathBuf,
+
+    /// Statistics of `vitq calibrate`
+    #[arg(long, value_name = "STATS", value_hint = ValueHint::FilePath)]
+    stats: PathBuf,
+
+    #[command(flatten)]
+    config: Configuration,
+
+    #[command(flatten)]
+    target: Targeting,
+
+    /// Where to write the plan
+    #[arg(short, long, value_name = "PLAN", value_hint = ValueHint::FilePath, help_heading = "Output")]
+    output: PathBuf,
+}
+
+pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
+    check_outputs(&[&args.model, &args.stats], &[&args.output])?;
+    let config = args.config.load(terminal)?;
+    let source = pipeline::load(&args.model)?;
+    source.require_blocks()?;
+    let stats = pipeline::read_stats(&args.stats)?;
+    let plan = pipeline::plan(&source, &stats, &config, args.target.target.into())?;
+    let against = pipeline::violations(&source, &config, &plan);
+    if args.target.strict && !against.is_empty() {
+        return Err(PipelineError::Strict(against).into());
+    }
+    pipeline::unknown_names(&source, &config).iter().for_each(|n| terminal.warning(n));
+    pipeline::write_plan(&plan, &args.output)?;
+    let sites: usize = quantised(&plan).iter().map(|q| q.sites).sum();
+    let float: usize = left_in_float(&plan).iter().map(|g| g.sites.len()).sum();
+    terminal.summary(&format_args!("{sites} sites quantised, {float} left in float, written to {}\n", args.output.display()))
+}
