@@ -22,9 +22,6 @@ pub(super) struct Pair {
     pub(super) codes: Value,
     /// The real value again.
     pub(super) dequantised: Value,
-    /// Scale and zero point as they are in the graph.
-    pub(super) scale: Value,
-    pub(super) zero_point: Value,
     /// The scales: one, or one a channel.
     pub(super) scales: Vec<f32>,
     pub(super) zero: i32,
@@ -108,8 +105,6 @@ pub(super) fn lower_constant(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Qua
             site: site.name.clone(),
             codes,
             dequantised,
-            scale,
-            zero_point,
             scales: scales.clone(),
             zero: 0,
             coding,
@@ -186,8 +181,6 @@ pub(super) fn lower_values(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Quant
             site: site.name.clone(),
             codes: coded,
             dequantised: dq,
-            scale: scale_v,
-            zero_point: zero_v,
             scales,
             zero,
             coding: codes,
