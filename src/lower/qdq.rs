@@ -101,15 +101,8 @@ pub(super) fn lower_constant(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Qua
         }
         let dequantised = edit.add(anchor, dq);
         edit.replace_uses(old, dequantised, |_| true);
-        let pair = Pair {
-            site: site.name.clone(),
-            codes,
-            dequantised,
-            scales: scales.clone(),
-            zero: 0,
-            coding,
-            exponents: Vec::new(),
-        };
+        let pair =
+            Pair { site: site.name.clone(), codes, dequantised, scales: scales.clone(), zero: 0, coding, exponents: Vec::new() };
         out.values.insert(name.clone(), pair);
     }
     Ok(())
