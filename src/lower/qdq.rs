@@ -127,7 +127,7 @@ pub(super) fn lower_values(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Quant
         Scheme::Weight { .. } => return Err(misfit(site, "", "the scheme 'weight' is for constants")),
     };
     let (low, high) = codes.range();
-    if !(low..=high).contains(&zero) || !(scale.is_finite() && scale > 0.0) {
+    if !((low..=high).contains(&zero) && scale.is_finite() && scale > 0.0) {
         return Err(misfit(
             site,
             "",
