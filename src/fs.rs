@@ -1,48 +1,55 @@
 //! Output files appear whole or not at all.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-/// A file could not be written.
+/// A file could not be written; whatever stood at the path before is untouched.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot write {path}: {source}; check that the folder exists, is writable and has room")]
+#[error("{}: cannot be written: {source}. Check that the folder exists, that it may be written to and that the disk has room.", path.display())]
 pub struct WriteError {
-    /// The file.
+    /// The file that was to be written.
     pub path: PathBuf,
-    /// What the system said.
+    /// What the operating system, or the code that produced the content, said.
     #[source]
     pub source: io::Error,
 }
 
-/// Writes a file beside its final place and renames it once it is complete, so that a failure leaves what was there.
+/// Writes a file through a temporary one in the same folder, which is renamed once its content is complete and on disk.
+///
+/// A reader therefore never sees half a file, and a failure leaves the previous content as it was. `fill` gets a
+/// buffered writer. A path that exists and is no regular file (`/dev/stdout`, a pipe) is written to directly.
 ///
 /// # Errors
-/// When the folder or the file cannot be written, or the callback fails.
-pub fn write_atomic(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>) -> Result<(), WriteError> {
-    let fail = |source| WriteError { path: path.to_owned(), source };
+/// [`WriteError`] if the temporary file cannot be made, filled, flushed or renamed.
+pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), WriteError> {
+    write(path, fill).map_err(|source| WriteError { path: path.to_path_buf(), source })
+}
+
+fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    if std::fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir()) {
+        let mut w = BufWriter::new(OpenOptions::new().write(true).open(path)?);
+        fill(&mut w)?;
+        return w.flush();
+    }
     let folder = match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
     };
-    let temp = tempfile::Builder::new().prefix(".vitq-").tempfile_in(folder).map_err(fail)?;
-    {
-        let mut w = BufWriter::with_capacity(1 << 20, temp.as_file());
-        write(&mut w).and_then(|()| w.flush()).map_err(fail)?;
-    }
-    set_default_mode(temp.as_file()).map_err(fail)?;
-    temp.persist(path).map_err(|e| fail(e.error))?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".vitq-");
+    // tempfile's files are private (0600); an output has the permissions that the user's umask gives any new file.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder)?;
+    let mut w = BufWriter::new(file.as_file_mut());
+    fill(&mut w)?;
+    w.flush()?;
+    drop(w);
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|e| e.error)?;
     Ok(())
 }
 
-/// Temporary files are private; an output gets the mode that the user's umask gives any new file's group and others to read.
-#[cfg(unix)]
-fn set_default_mode(file: &File) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn set_default_mode(_: &File) -> io::Result<()> {
-    Ok(())
-}
+#[cfg(test)]
+mod tests;

@@ -21,24 +21,16 @@ pub(super) fn built_in(site: &str) -> SiteConfig {
         log2_fraction_bits: 3,
         // FQ-ViT has 3; the residual stream of augreg ViTs spans more powers of two than that.
         max_exponent: 7,
+        ptf_search: true,
         float: false,
         sources: BTreeMap::new(),
     };
     match site {
-        _ if WEIGHTS.contains(&site) => SiteConfig {
-            calibration_mode: CalibrationMode::ChannelWise,
-            symmetric: true,
-            ..activation
-        },
-        "residual1" | "residual2" | "embed" => SiteConfig {
-            method: Method::Ptf,
-            ..activation
-        },
-        "intSoft" => SiteConfig {
-            method: Method::Log2,
-            signed: false,
-            ..activation
-        },
+        _ if WEIGHTS.contains(&site) => {
+            SiteConfig { calibration_mode: CalibrationMode::ChannelWise, symmetric: true, ..activation }
+        }
+        "residual1" | "residual2" | "embed" => SiteConfig { method: Method::Ptf, ..activation },
+        "intSoft" => SiteConfig { method: Method::Log2, signed: false, ..activation },
         _ => activation,
     }
 }

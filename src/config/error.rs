@@ -7,9 +7,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum ConfigError {
     /// Neither a file, nor a folder, nor a preset.
-    #[error(
-        "{name}: no such configuration file or folder, and no preset of this name{hint} Presets: {presets}."
-    )]
+    #[error("{name}: no such configuration file or folder, and no preset of this name{hint} Presets: {presets}.")]
     Missing {
         /// What was asked for.
         name: String,
@@ -63,12 +61,7 @@ pub(super) fn did_you_mean<'a>(name: &str, known: impl IntoIterator<Item = &'a s
     let lower = name.to_lowercase();
     known
         .into_iter()
-        .map(|k| {
-            (
-                strsim::normalized_damerau_levenshtein(&lower, &k.to_lowercase()),
-                k,
-            )
-        })
+        .map(|k| (strsim::normalized_damerau_levenshtein(&lower, &k.to_lowercase()), k))
         .filter(|(s, _)| *s >= 0.6)
         // The first of equals, so that the answer does not depend on the iterator's direction.
         .reduce(|best, next| if next.0 > best.0 { next } else { best })

@@ -59,10 +59,7 @@ pub fn load(name: &str) -> Result<Config, ConfigError> {
 /// An embedded preset: `int8` (ours, the default), `fqvit` (FQ-ViT's published method) or `seed`; `None` for any other
 /// name.
 pub fn preset(name: &str) -> Option<Result<Config, ConfigError>> {
-    PRESETS
-        .iter()
-        .find(|(n, _)| *n == name)
-        .map(|(n, text)| parse(n, text))
+    PRESETS.iter().find(|(n, _)| *n == name).map(|(n, text)| parse(n, text))
 }
 
 /// Reads the text of a single file; `name` is how messages call it.
@@ -70,19 +67,13 @@ pub fn preset(name: &str) -> Option<Result<Config, ConfigError>> {
 /// # Errors
 /// [`ConfigError`] as [`load`].
 pub fn parse(name: &str, text: &str) -> Result<Config, ConfigError> {
-    let mut config = Config {
-        name: name.to_owned(),
-        ..Config::default()
-    };
+    let mut config = Config { name: name.to_owned(), ..Config::default() };
     Reader::new(name).file(&tree(name, text)?, &mut config)?;
     Ok(config)
 }
 
 fn load_folder(folder: &Path) -> Result<Config, ConfigError> {
-    let mut config = Config {
-        name: folder.display().to_string(),
-        ..Config::default()
-    };
+    let mut config = Config { name: folder.display().to_string(), ..Config::default() };
     let mut found = false;
     for (file, section) in FILES {
         let path = folder.join(file);
@@ -96,19 +87,13 @@ fn load_folder(folder: &Path) -> Result<Config, ConfigError> {
     }
     if !found {
         let files: Vec<&str> = FILES.iter().map(|(f, _)| *f).collect();
-        return Err(ConfigError::EmptyFolder {
-            path: folder.to_path_buf(),
-            files: files.join(", "),
-        });
+        return Err(ConfigError::EmptyFolder { path: folder.to_path_buf(), files: files.join(", ") });
     }
     Ok(config)
 }
 
 fn read_text(path: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(path).map_err(|e| ConfigError::Read {
-        path: path.to_path_buf(),
-        reason: e.to_string(),
-    })
+    std::fs::read_to_string(path).map_err(|e| ConfigError::Read { path: path.to_path_buf(), reason: e.to_string() })
 }
 
 /// The text as a tree; a file of nothing but comments is an empty one.
@@ -116,10 +101,7 @@ fn tree(file: &str, text: &str) -> Result<Node, ConfigError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let silent = |line: &str| line.is_empty() || line.starts_with('#') || line == "---";
     if text.lines().all(|l| silent(l.trim())) {
-        return Ok(Node {
-            line: 1,
-            value: Value::Null,
-        });
+        return Ok(Node { line: 1, value: Value::Null });
     }
     let root: Spanned<Yaml> = serde_saphyr::from_str(text).map_err(|e| syntax(file, &e))?;
     Ok(node(root))
@@ -131,14 +113,10 @@ fn syntax(file: &str, error: &serde_saphyr::Error) -> ConfigError {
     // The first line is the message; the place is said before it.
     let text = text.lines().next().unwrap_or_default();
     let text = text.split(" at line ").next().unwrap_or_default();
-    let text = text
-        .trim_start_matches("error: ")
-        .trim_end_matches(['.', ':', ',']);
+    let text = text.trim_start_matches("error: ").trim_end_matches(['.', ':', ',']);
     // Some messages go on to advise the programmer who called the parser.
     let text = match text {
-        t if t.starts_with("multiple YAML documents") => {
-            "a second document begins here (`---`): keep one"
-        }
+        t if t.starts_with("multiple YAML documents") => "a second document begins here (`---`): keep one",
         t if t.starts_with("non-finite float") => "a number must be finite",
         t => t.split(", set ").next().unwrap_or(t),
     };
@@ -152,10 +130,7 @@ fn syntax(file: &str, error: &serde_saphyr::Error) -> ConfigError {
 }
 
 fn node(spanned: Spanned<Yaml>) -> Node {
-    Node {
-        line: spanned.referenced.line(),
-        value: spanned.value.0,
-    }
+    Node { line: spanned.referenced.line(), value: spanned.value.0 }
 }
 
 struct Yaml(Value);
@@ -192,9 +167,7 @@ impl<'de> Visitor<'de> for YamlVisitor {
     }
 
     fn visit_u64<E>(self, v: u64) -> Result<Yaml, E> {
-        Ok(Yaml(
-            i64::try_from(v).map_or(Value::Float(v as f64), Value::Int),
-        ))
+        Ok(Yaml(i64::try_from(v).map_or(Value::Float(v as f64), Value::Int)))
     }
 
     fn visit_i128<E>(self, v: i128) -> Result<Yaml, E> {
@@ -222,13 +195,7 @@ impl<'de> Visitor<'de> for YamlVisitor {
         let mut pairs = Vec::new();
         while let Some(key) = map.next_key::<Spanned<String>>()? {
             let value = node(map.next_value::<Spanned<Yaml>>()?);
-            pairs.push((
-                Key {
-                    line: key.referenced.line(),
-                    name: key.value,
-                },
-                value,
-            ));
+            pairs.push((Key { line: key.referenced.line(), name: key.value }, value));
         }
         Ok(Yaml(Value::Map(pairs)))
     }

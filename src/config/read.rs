@@ -2,13 +2,12 @@
 
 use super::error::{ConfigError, did_you_mean};
 use super::schema::{
-    CalibrationMode, Config, Entry, Method, OUTSIDE_BLOCKS, Observer, SECTIONS, SITES, Section,
-    WEIGHTS, section_of,
+    CalibrationMode, Config, Entry, Method, OUTSIDE_BLOCKS, Observer, SECTIONS, SITES, Section, WEIGHTS, section_of,
 };
 use super::tree::{Key, Node, Value};
 
 /// Keys of an entry.
-const ENTRY_KEYS: [&str; 12] = [
+const ENTRY_KEYS: [&str; 13] = [
     "calibration_mode",
     "bit_type",
     "observer_type",
@@ -20,6 +19,7 @@ const ENTRY_KEYS: [&str; 12] = [
     "enable_profiler",
     "log2_fraction_bits",
     "max_exponent",
+    "ptf_search",
     "float",
 ];
 /// Keys of a `bit_type`.
@@ -46,11 +46,7 @@ type Result<T> = std::result::Result<T, ConfigError>;
 
 impl<'a> Reader<'a> {
     pub(super) fn new(file: &'a str) -> Self {
-        Self {
-            file,
-            notes: Vec::new(),
-            profilers: Vec::new(),
-        }
+        Self { file, notes: Vec::new(), profilers: Vec::new() }
     }
 
     /// A single file: `default` and every section.
@@ -71,13 +67,7 @@ impl<'a> Reader<'a> {
     }
 
     /// One file of a folder: its `default` is that of its section, and it has no other section.
-    pub(super) fn section_file(
-        mut self,
-        root: &Node,
-        section: &str,
-        files: &[(&str, &str)],
-        config: &mut Config,
-    ) -> Result<()> {
+    pub(super) fn section_file(mut self, root: &Node, section: &str, files: &[(&str, &str)], config: &mut Config) -> Result<()> {
         let mut file_default = Entry::default();
         let mut read = Section::default();
         for (key, value) in self.mapping(root, "the file")? {
@@ -87,10 +77,7 @@ impl<'a> Reader<'a> {
             }
             self.check_section_name(key)?;
             if key.name != section {
-                let file = files
-                    .iter()
-                    .find(|(_, s)| *s == key.name)
-                    .map_or("", |(f, _)| f);
+                let file = files.iter().find(|(_, s)| *s == key.name).map_or("", |(f, _)| f);
                 return Err(self.error(
                     key.line,
                     format!("the section `{}` belongs in {file}; this file configures `{section}`. Move it there.", key.name),
@@ -112,12 +99,7 @@ impl<'a> Reader<'a> {
                 1 => String::new(),
                 n => format!(" (given {n} times)"),
             };
-            self.note(
-                first,
-                format!(
-                    "`enable_profiler` has no effect{times}: the report measures every site anyway"
-                ),
-            );
+            self.note(first, format!("`enable_profiler` has no effect{times}: the report measures every site anyway"));
         }
         config.notes.append(&mut self.notes);
     }
@@ -129,15 +111,10 @@ impl<'a> Reader<'a> {
         }
         let site = name.rsplit('.').next().unwrap_or(name);
         let reason = match section_of(site) {
-            Some(section) => format!(
-                "site `{name}` stands outside the sections: put it into the section `{section}`."
-            ),
+            Some(section) => format!("site `{name}` stands outside the sections: put it into the section `{section}`."),
             None => {
                 let hint = did_you_mean(name, SECTIONS.into_iter().chain(["default"]));
-                format!(
-                    "unknown section '{name}'{hint} Known: default, {}.",
-                    SECTIONS.join(", ")
-                )
+                format!("unknown section '{name}'{hint} Known: default, {}.", SECTIONS.join(", "))
             }
         };
         Err(self.error(key.line, full_stop(reason)))
@@ -160,18 +137,11 @@ impl<'a> Reader<'a> {
                 Some(_) if OUTSIDE_BLOCKS.contains(&site) => {
                     return Err(self.error(
                         key.line,
-                        format!(
-                            "`{}`: the site `{site}` is outside the blocks: write `{site}` alone.",
-                            key.name
-                        ),
+                        format!("`{}`: the site `{site}` is outside the blocks: write `{site}` alone.", key.name),
                     ));
                 }
                 Some(block) => {
-                    let repeated = result
-                        .blocks
-                        .entry(block)
-                        .or_default()
-                        .insert(site.to_owned(), entry);
+                    let repeated = result.blocks.entry(block).or_default().insert(site.to_owned(), entry);
                     if repeated.is_some() {
                         return Err(self.error(
                             key.line,
@@ -208,10 +178,8 @@ impl<'a> Reader<'a> {
     fn check_site(&self, key: &Key, site: &str, section: &str) -> Result<()> {
         match section_of(site) {
             Some(right) if right == section => Ok(()),
-            Some(right) => Err(self.error(
-                key.line,
-                format!("site `{site}` belongs in the section `{right}`, not in `{section}`: move it there."),
-            )),
+            Some(right) => Err(self
+                .error(key.line, format!("site `{site}` belongs in the section `{right}`, not in `{section}`: move it there."))),
             None => {
                 let here: Vec<&str> = SITES.iter().filter(|(s, _)| *s == section).map(|(_, n)| *n).collect();
                 let hint = did_you_mean(site, SITES.iter().map(|(_, n)| *n));
@@ -227,13 +195,10 @@ impl<'a> Reader<'a> {
             let (name, line) = (key.name.as_str(), value.line);
             match name {
                 "calibration_mode" => {
-                    e.calibration_mode =
-                        Some(self.choice(value, "calibration mode", &CalibrationMode::NAMES)?);
+                    e.calibration_mode = Some(self.choice(value, "calibration mode", &CalibrationMode::NAMES)?);
                 }
                 "bit_type" => self.bit_type(value, &mut e)?,
-                "observer_type" => {
-                    e.observer = Some(self.choice(value, "observer", &Observer::NAMES)?)
-                }
+                "observer_type" => e.observer = Some(self.choice(value, "observer", &Observer::NAMES)?),
                 "quantization_method" => {
                     let method = self.choice(value, "quantization method", &Method::NAMES)?;
                     self.check_method(method, line, place)?;
@@ -248,10 +213,9 @@ impl<'a> Reader<'a> {
                         return Err(self.error(key.line, reason.to_owned()));
                     }
                 }
-                "log2_fraction_bits" => {
-                    e.log2_fraction_bits = Some(self.integer(key, value, 0, 4)?)
-                }
+                "log2_fraction_bits" => e.log2_fraction_bits = Some(self.integer(key, value, 0, 4)?),
                 "max_exponent" => e.max_exponent = Some(self.integer(key, value, 0, 8)?),
+                "ptf_search" => e.ptf_search = Some(self.boolean(key, value)?),
                 "float" => e.float = Some(self.boolean(key, value)?),
                 "output_quant_enable" => {
                     let on = self.boolean(key, value)?;
@@ -283,12 +247,7 @@ impl<'a> Reader<'a> {
     fn bit_type(&mut self, node: &Node, e: &mut Entry) -> Result<()> {
         let mut label = None;
         if node.value == Value::Null {
-            return Err(self.wrong(
-                node.line,
-                "bit_type",
-                "a mapping such as {bits: 8, signed: true}",
-                &node.value,
-            ));
+            return Err(self.wrong(node.line, "bit_type", "a mapping such as {bits: 8, signed: true}", &node.value));
         }
         for (key, value) in self.mapping(node, "`bit_type`")? {
             match key.name.as_str() {
@@ -309,20 +268,14 @@ impl<'a> Reader<'a> {
             if label.starts_with("fp") || label.starts_with("float") {
                 self.note(line, format!("the name {label} has no effect, the site is quantised to {bits} bits: write `float: true` to leave it in float"));
             } else if !digits.is_empty() && digits != bits.to_string() {
-                self.note(
-                    line,
-                    format!("the name {label} has no effect: `bits: {bits}` decides"),
-                );
+                self.note(line, format!("the name {label} has no effect: `bits: {bits}` decides"));
             }
         }
         Ok(())
     }
 
     fn check_method(&mut self, method: Method, line: u64, place: Place<'_>) -> Result<()> {
-        let name = Method::NAMES
-            .iter()
-            .find(|(_, m)| *m == method)
-            .map_or("", |(n, _)| n);
+        let name = Method::NAMES.iter().find(|(_, m)| *m == method).map_or("", |(n, _)| n);
         let who = match method {
             Method::Uniform => return Ok(()),
             Method::Log2 => "intSoft only",
@@ -339,10 +292,10 @@ impl<'a> Reader<'a> {
                 Ok(())
             }
             Place::Site(site) if method.suits(site) => Ok(()),
-            Place::Site(site) => Err(self.error(
-                line,
-                format!("quantization_method {name} is for {who}, so `{site}` cannot have it: write Uniform."),
-            )),
+            Place::Site(site) => {
+                Err(self
+                    .error(line, format!("quantization_method {name} is for {who}, so `{site}` cannot have it: write Uniform.")))
+            }
         }
     }
 
@@ -351,40 +304,22 @@ impl<'a> Reader<'a> {
         match &node.value {
             Value::Map(pairs) => Ok(pairs),
             Value::Null => Ok(&[]),
-            other => Err(self.error(
-                node.line,
-                format!(
-                    "{what} must be a mapping of `key: value` lines, but it is {}.",
-                    other.describe()
-                ),
-            )),
+            other => {
+                Err(self
+                    .error(node.line, format!("{what} must be a mapping of `key: value` lines, but it is {}.", other.describe())))
+            }
         }
     }
 
     fn choice<T: Copy>(&self, node: &Node, what: &str, names: &[(&str, T)]) -> Result<T> {
         let known: Vec<&str> = names.iter().map(|(n, _)| *n).collect();
         let Value::Text(text) = &node.value else {
-            return Err(self.wrong(
-                node.line,
-                what,
-                &format!("one of {}", known.join(", ")),
-                &node.value,
-            ));
+            return Err(self.wrong(node.line, what, &format!("one of {}", known.join(", ")), &node.value));
         };
-        names
-            .iter()
-            .find(|(n, _)| n == text)
-            .map(|(_, v)| *v)
-            .ok_or_else(|| {
-                let hint = did_you_mean(text, known.iter().copied());
-                self.error(
-                    node.line,
-                    full_stop(format!(
-                        "unknown {what} '{text}'{hint} Known: {}.",
-                        known.join(", ")
-                    )),
-                )
-            })
+        names.iter().find(|(n, _)| n == text).map(|(_, v)| *v).ok_or_else(|| {
+            let hint = did_you_mean(text, known.iter().copied());
+            self.error(node.line, full_stop(format!("unknown {what} '{text}'{hint} Known: {}.", known.join(", "))))
+        })
     }
 
     fn boolean(&self, key: &Key, node: &Node) -> Result<bool> {
@@ -414,37 +349,21 @@ impl<'a> Reader<'a> {
         if value > low && value <= 1.0 {
             return Ok(value);
         }
-        Err(self.wrong(
-            node.line,
-            &key.name,
-            &format!("a number above {low} and at most 1"),
-            &node.value,
-        ))
+        Err(self.wrong(node.line, &key.name, &format!("a number above {low} and at most 1"), &node.value))
     }
 
     fn wrong(&self, line: u64, name: &str, wanted: &str, found: &Value) -> ConfigError {
-        self.error(
-            line,
-            format!("{name} must be {wanted}, but it is {}.", found.describe()),
-        )
+        self.error(line, format!("{name} must be {wanted}, but it is {}.", found.describe()))
     }
 
     fn unknown_key(&self, key: &Key, what: &str, known: &[&str]) -> ConfigError {
         let hint = did_you_mean(&key.name, known.iter().copied());
-        let reason = format!(
-            "unknown {what} '{}'{hint} Known: {}.",
-            key.name,
-            known.join(", ")
-        );
+        let reason = format!("unknown {what} '{}'{hint} Known: {}.", key.name, known.join(", "));
         self.error(key.line, full_stop(reason))
     }
 
     fn error(&self, line: u64, reason: String) -> ConfigError {
-        ConfigError::Invalid {
-            file: self.file.to_owned(),
-            line,
-            reason,
-        }
+        ConfigError::Invalid { file: self.file.to_owned(), line, reason }
     }
 
     fn note(&mut self, line: u64, text: String) {
@@ -460,16 +379,8 @@ fn full_stop(reason: String) -> String {
 /// `top` where it says something, else `base`.
 fn over(base: &Entry, top: &Entry) -> Entry {
     // An entry that says `symmetric` or `float` in its own words must not be overruled by what lies below it.
-    let symmetric = top.symmetric.or(if top.signed.is_some() {
-        None
-    } else {
-        base.symmetric
-    });
-    let float = top.float.or(if top.output_quant_enable.is_some() {
-        None
-    } else {
-        base.float
-    });
+    let symmetric = top.symmetric.or(if top.signed.is_some() { None } else { base.symmetric });
+    let float = top.float.or(if top.output_quant_enable.is_some() { None } else { base.float });
     Entry {
         calibration_mode: top.calibration_mode.or(base.calibration_mode),
         bits: top.bits.or(base.bits),
@@ -482,6 +393,7 @@ fn over(base: &Entry, top: &Entry) -> Entry {
         kl_bins: top.kl_bins.or(base.kl_bins),
         log2_fraction_bits: top.log2_fraction_bits.or(base.log2_fraction_bits),
         max_exponent: top.max_exponent.or(base.max_exponent),
+        ptf_search: top.ptf_search.or(base.ptf_search),
         float,
         output_quant_enable: top.output_quant_enable.or(base.output_quant_enable),
     }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::defaults;
+use crate::vit::Site;
 
 /// Weights of the Linear layers, and the LayerNorm outputs.
 pub const LAYERS: &str = "layers";
@@ -22,58 +23,26 @@ pub const EXTRA_LAYER: &str = "extra_layer";
 /// Every section, in the order of a single file.
 pub const SECTIONS: [&str; 4] = [LAYERS, ATTN_LAYER, RESIDUAL_LAYER, EXTRA_LAYER];
 
-/// Every site as `(section, name)`.
-pub const SITES: &[(&str, &str)] = &[
-    (LAYERS, "attn_qkv"),
-    (LAYERS, "attn_proj"),
-    (LAYERS, "mlp_fc1"),
-    (LAYERS, "mlp_fc2"),
-    (LAYERS, "norm1"),
-    (LAYERS, "norm2"),
-    (ATTN_LAYER, "attn_qkv_output"),
-    (ATTN_LAYER, "kv_act"),
-    (ATTN_LAYER, "intSoft"),
-    (ATTN_LAYER, "sv_attn"),
-    (ATTN_LAYER, "mlp_act"),
-    (ATTN_LAYER, "mlp_act2"),
-    (RESIDUAL_LAYER, "residual1"),
-    (RESIDUAL_LAYER, "residual2"),
-    (EXTRA_LAYER, "attn_proj_output"),
-    (EXTRA_LAYER, "mlp_fc1_output"),
-    (EXTRA_LAYER, "input"),
-    (EXTRA_LAYER, "patch_embed"),
-    (EXTRA_LAYER, "embed"),
-    (EXTRA_LAYER, "norm"),
-    (EXTRA_LAYER, "head"),
-    (EXTRA_LAYER, "head_output"),
-];
+/// Every site as `(section, name)`, in the order of the data flow.
+pub const SITES: [(&str, &str); Site::ALL.len()] = {
+    let mut all = [("", ""); Site::ALL.len()];
+    let mut i = 0;
+    while i < all.len() {
+        all[i] = (Site::ALL[i].section().key(), Site::ALL[i].name());
+        i += 1;
+    }
+    all
+};
 
 /// Sites that exist once in a model and not in every block.
-pub const OUTSIDE_BLOCKS: [&str; 6] = [
-    "input",
-    "patch_embed",
-    "embed",
-    "norm",
-    "head",
-    "head_output",
-];
+pub const OUTSIDE_BLOCKS: [&str; 6] = ["input", "patch_embed", "embed", "norm", "head", "head_output"];
 
 /// Sites that are weights.
-pub const WEIGHTS: [&str; 6] = [
-    "attn_qkv",
-    "attn_proj",
-    "mlp_fc1",
-    "mlp_fc2",
-    "patch_embed",
-    "head",
-];
+pub const WEIGHTS: [&str; 6] = ["attn_qkv", "attn_proj", "mlp_fc1", "mlp_fc2", "patch_embed", "head"];
 
 /// The section of a site; `None` for a name that is no site.
 pub fn section_of(site: &str) -> Option<&'static str> {
-    SITES
-        .iter()
-        .find(|(_, name)| *name == site)
-        .map(|(section, _)| *section)
+    SITES.iter().find(|(_, name)| *name == site).map(|(section, _)| *section)
 }
 
 /// How many scales a tensor has (`calibration_mode`).
@@ -118,10 +87,7 @@ pub enum Method {
 
 impl CalibrationMode {
     /// Every mode by its name in the file.
-    pub const NAMES: [(&'static str, Self); 2] = [
-        ("layer_wise", Self::LayerWise),
-        ("channel_wise", Self::ChannelWise),
-    ];
+    pub const NAMES: [(&'static str, Self); 2] = [("layer_wise", Self::LayerWise), ("channel_wise", Self::ChannelWise)];
 }
 
 impl Observer {
@@ -136,11 +102,7 @@ impl Observer {
 
 impl Method {
     /// Every method by its name in the file.
-    pub const NAMES: [(&'static str, Self); 3] = [
-        ("Uniform", Self::Uniform),
-        ("Log2", Self::Log2),
-        ("PTF", Self::Ptf),
-    ];
+    pub const NAMES: [(&'static str, Self); 3] = [("Uniform", Self::Uniform), ("Log2", Self::Log2), ("PTF", Self::Ptf)];
 
     /// Whether a site can be quantised this way: Log2 needs values in [0, 1], PTF needs channels that the next step can
     /// shift apart.
@@ -177,6 +139,8 @@ pub enum Key {
     KlBins,
     /// `log2_fraction_bits`
     Log2FractionBits,
+    /// `ptf_search`
+    PtfSearch,
     /// `max_exponent`
     MaxExponent,
     /// `float`
@@ -233,6 +197,9 @@ pub struct Entry {
     /// `log2_fraction_bits`, 0 to 4.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log2_fraction_bits: Option<u8>,
+    /// `ptf_search`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ptf_search: Option<bool>,
     /// `max_exponent`, 0 to 8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_exponent: Option<u8>,
@@ -301,6 +268,9 @@ pub struct SiteConfig {
     pub log2_fraction_bits: u8,
     /// Largest exponent α_c of [`Method::Ptf`], 0 to 8.
     pub max_exponent: u8,
+    /// Whether [`Method::Ptf`] searches base and zero point for the least squared error; otherwise they are those of the
+    /// tensor's range, as published.
+    pub ptf_search: bool,
     /// Whether the site stays in float.
     pub float: bool,
     /// Where each value comes from; a key that is missing has its built-in default.
@@ -337,16 +307,10 @@ impl SiteConfig {
         take!(percentile_alpha, PercentileAlpha, entry.percentile_alpha);
         take!(percentile_sigma, PercentileSigma, entry.percentile_sigma);
         take!(kl_bins, KlBins, entry.kl_bins);
-        take!(
-            log2_fraction_bits,
-            Log2FractionBits,
-            entry.log2_fraction_bits
-        );
+        take!(log2_fraction_bits, Log2FractionBits, entry.log2_fraction_bits);
+        take!(ptf_search, PtfSearch, entry.ptf_search);
         take!(max_exponent, MaxExponent, entry.max_exponent);
-        let disabled = entry
-            .output_quant_enable
-            .filter(|_| !WEIGHTS.contains(&site))
-            .map(|on| !on);
+        let disabled = entry.output_quant_enable.filter(|_| !WEIGHTS.contains(&site)).map(|on| !on);
         take!(float, Float, entry.float.or(disabled));
     }
 }
@@ -390,9 +354,7 @@ impl Config {
         if let Some(entry) = section.sites.get(site) {
             result.apply(site, entry, Source::Site);
         }
-        let block = block
-            .and_then(|b| section.blocks.get(&b))
-            .and_then(|entries| entries.get(site));
+        let block = block.and_then(|b| section.blocks.get(&b)).and_then(|entries| entries.get(site));
         if let Some(entry) = block {
             result.apply(site, entry, Source::Block);
         }
@@ -408,12 +370,6 @@ impl Config {
     pub fn beyond_depth(&self, depth: usize) -> Vec<String> {
         let sections = SECTIONS.iter().map(|s| self.section(s));
         let entries = sections.flat_map(|s| s.blocks.range(depth..));
-        entries
-            .flat_map(|(block, sites)| {
-                sites
-                    .keys()
-                    .map(move |site| format!("blocks.{block}.{site}"))
-            })
-            .collect()
+        entries.flat_map(|(block, sites)| sites.keys().map(move |site| format!("blocks.{block}.{site}"))).collect()
     }
 }

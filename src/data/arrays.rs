@@ -7,12 +7,10 @@ use std::path::Path;
 use memmap2::Mmap;
 use ndarray::{ArrayD, ArrayViewD};
 use ndarray_npy::npy::header::Header;
-use ndarray_npy::{
-    NpzReader, NpzWriter, ReadNpyError, ReadNpyExt, ReadNpzError, ReadableElement, ViewNpyExt,
-};
+use ndarray_npy::{NpzReader, NpzWriter, ReadNpyError, ReadNpyExt, ReadNpzError, ReadableElement, ViewNpyExt};
 
-use super::atomic::{AtomicWriteError, write_atomic};
 use super::error::DataError;
+use crate::fs::{WriteError, write_atomic};
 
 /// An array and the name it has in its file; an `.npy` has none.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,17 +37,11 @@ pub fn read_arrays(path: &Path) -> Result<Vec<NamedArray>, DataError> {
         let mut arrays = Vec::with_capacity(names.len());
         for name in names {
             let array = npz_floats(&mut npz, path, &name)?;
-            arrays.push(NamedArray {
-                name: Some(name),
-                array,
-            });
+            arrays.push(NamedArray { name: Some(name), array });
         }
         arrays
     } else {
-        vec![NamedArray {
-            name: None,
-            array: read_npy(path)?,
-        }]
+        vec![NamedArray { name: None, array: read_npy(path)? }]
     };
     for a in &arrays {
         check_finite(path, &what(a.name.as_deref()), &a.array.view())?;
@@ -62,10 +54,8 @@ pub fn read_arrays(path: &Path) -> Result<Vec<NamedArray>, DataError> {
 /// # Errors
 /// [`DataError::Write`] if the file cannot be written.
 pub fn save_npz(path: &Path, arrays: &[(&str, ArrayViewD<'_, f32>)]) -> Result<(), DataError> {
-    let fail = |e: ndarray_npy::WriteNpzError| AtomicWriteError {
-        path: path.to_path_buf(),
-        source: std::io::Error::other(e.to_string()),
-    };
+    let fail =
+        |e: ndarray_npy::WriteNpzError| WriteError { path: path.to_path_buf(), source: std::io::Error::other(e.to_string()) };
     let mut npz = NpzWriter::new(Cursor::new(Vec::new()));
     for (name, array) in arrays {
         npz.add_array(*name, array).map_err(fail)?;
@@ -76,8 +66,7 @@ pub fn save_npz(path: &Path, arrays: &[(&str, ArrayViewD<'_, f32>)]) -> Result<(
 
 /// Whether the file name ends in `.npz`.
 pub(super) fn is_npz(path: &Path) -> bool {
-    path.extension()
-        .is_some_and(|e| e.eq_ignore_ascii_case("npz"))
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("npz"))
 }
 
 /// An `.npy` whose samples are read one at a time from a mapping of the file, or, where that is not possible (float64,
@@ -100,19 +89,11 @@ impl Npy {
         let map = unsafe { Mmap::map(&file) }.map_err(|e| DataError::read(path, &e))?;
         check_size(path, &map)?;
         let viewable = ArrayViewD::<f32>::view_npy(&map).is_ok_and(|v| v.is_standard_layout());
-        if viewable {
-            Ok(Self::Mapped(map))
-        } else {
-            Ok(Self::Memory(read_npy(path)?))
-        }
+        if viewable { Ok(Self::Mapped(map)) } else { Ok(Self::Memory(read_npy(path)?)) }
     }
 
     /// Runs `f` on a view of the whole array.
-    pub(super) fn with_view<T>(
-        &self,
-        path: &Path,
-        f: impl FnOnce(ArrayViewD<'_, f32>) -> T,
-    ) -> Result<T, DataError> {
+    pub(super) fn with_view<T>(&self, path: &Path, f: impl FnOnce(ArrayViewD<'_, f32>) -> T) -> Result<T, DataError> {
         match self {
             Self::Mapped(map) => match ArrayViewD::<f32>::view_npy(map) {
                 Ok(view) => Ok(f(view)),
@@ -126,8 +107,7 @@ impl Npy {
 /// Before anything is allocated: the data must have the length that the header's shape says.
 fn check_size(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
     let mut cursor = Cursor::new(bytes);
-    let header =
-        Header::from_reader(&mut cursor).map_err(|e| corrupt(path, "the file", &e.to_string()))?;
+    let header = Header::from_reader(&mut cursor).map_err(|e| corrupt(path, "the file", &e.to_string()))?;
     let descr = header.type_descriptor.to_string();
     let item: u64 = match descr.trim_matches('\'').trim_start_matches(['<', '>', '=']) {
         "f4" => 4,
@@ -135,14 +115,10 @@ fn check_size(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
         _ => return Err(dtype(path, "the array", descr, FLOAT_WANTED)),
     };
     let data = (bytes.len() as u64).saturating_sub(cursor.position());
-    let want = header
-        .shape
-        .iter()
-        .try_fold(item, |n, &d| n.checked_mul(d as u64));
+    let want = header.shape.iter().try_fold(item, |n, &d| n.checked_mul(d as u64));
     if want != Some(data) {
         let shape = format!("{:?}", header.shape);
-        let reason =
-            format!("its header promises the shape {shape}, but {data} bytes of data follow");
+        let reason = format!("its header promises the shape {shape}, but {data} bytes of data follow");
         return Err(corrupt(path, "the file", &reason));
     }
     Ok(())
@@ -157,10 +133,8 @@ fn read_npy(path: &Path) -> Result<ArrayD<f32>, DataError> {
     match ArrayD::<f32>::read_npy(BufReader::new(&file)) {
         Ok(a) => Ok(standard(a)),
         Err(ReadNpyError::WrongDescriptor(_)) => {
-            file.seek(SeekFrom::Start(0))
-                .map_err(|e| DataError::read(path, &e))?;
-            let a = ArrayD::<f64>::read_npy(BufReader::new(&file))
-                .map_err(|e| corrupt(path, "the file", &e.to_string()))?;
+            file.seek(SeekFrom::Start(0)).map_err(|e| DataError::read(path, &e))?;
+            let a = ArrayD::<f64>::read_npy(BufReader::new(&file)).map_err(|e| corrupt(path, "the file", &e.to_string()))?;
             Ok(standard(a.mapv(|v| v as f32)))
         }
         Err(e) => Err(corrupt(path, "the file", &e.to_string())),
@@ -178,9 +152,7 @@ pub(super) fn open_npz(path: &Path) -> Result<Npz, DataError> {
 
 /// The arrays' names in the file's order; an `.npz` without arrays is an error.
 pub(super) fn npz_names(npz: &mut Npz, path: &Path) -> Result<Vec<String>, DataError> {
-    let names = npz
-        .names()
-        .map_err(|e| corrupt(path, "the file", &e.to_string()))?;
+    let names = npz.names().map_err(|e| corrupt(path, "the file", &e.to_string()))?;
     if names.is_empty() {
         return Err(corrupt(path, "the file", "it holds no arrays"));
     }
@@ -221,18 +193,13 @@ fn labels<T: Copy + std::fmt::Display + TryInto<usize>>(
 ) -> Result<Vec<usize>, DataError> {
     let label = |(i, v): (usize, T)| {
         let reason = || format!("label {v} at [{i}] is not a class number from 0");
-        v.try_into()
-            .map_err(|_| corrupt(path, &what(Some(name)), &reason()))
+        v.try_into().map_err(|_| corrupt(path, &what(Some(name)), &reason()))
     };
     values.enumerate().map(label).collect()
 }
 
 /// `Ok(Err(descr))` if the array has another element type.
-fn npz_typed<T: ReadableElement>(
-    npz: &mut Npz,
-    path: &Path,
-    name: &str,
-) -> Result<Result<ArrayD<T>, String>, DataError> {
+fn npz_typed<T: ReadableElement>(npz: &mut Npz, path: &Path, name: &str) -> Result<Result<ArrayD<T>, String>, DataError> {
     match npz.by_name::<ndarray::OwnedRepr<T>, ndarray::IxDyn>(name) {
         Ok(a) => Ok(Ok(a)),
         Err(ReadNpzError::Npy(ReadNpyError::WrongDescriptor(d))) => Ok(Err(d.to_string())),
@@ -241,11 +208,7 @@ fn npz_typed<T: ReadableElement>(
 }
 
 /// An error unless every value is finite.
-pub(super) fn check_finite(
-    path: &Path,
-    what: &str,
-    array: &ArrayViewD<'_, f32>,
-) -> Result<(), DataError> {
+pub(super) fn check_finite(path: &Path, what: &str, array: &ArrayViewD<'_, f32>) -> Result<(), DataError> {
     match array.indexed_iter().find(|(_, v)| !v.is_finite()) {
         None => Ok(()),
         Some((index, v)) => Err(DataError::NotFinite {
@@ -264,26 +227,13 @@ pub(super) fn what(name: Option<&str>) -> String {
 
 /// In C order, copied only if it was not.
 pub(super) fn standard(a: ArrayD<f32>) -> ArrayD<f32> {
-    if a.is_standard_layout() {
-        a
-    } else {
-        a.as_standard_layout().into_owned()
-    }
+    if a.is_standard_layout() { a } else { a.as_standard_layout().into_owned() }
 }
 
 fn corrupt(path: &Path, what: &str, reason: &str) -> DataError {
-    DataError::CorruptArray {
-        path: path.to_path_buf(),
-        what: what.to_owned(),
-        reason: reason.to_owned(),
-    }
+    DataError::CorruptArray { path: path.to_path_buf(), what: what.to_owned(), reason: reason.to_owned() }
 }
 
 fn dtype(path: &Path, what: &str, found: String, wanted: &'static str) -> DataError {
-    DataError::ArrayDtype {
-        path: path.to_path_buf(),
-        what: what.to_owned(),
-        found,
-        wanted,
-    }
+    DataError::ArrayDtype { path: path.to_path_buf(), what: what.to_owned(), found, wanted }
 }

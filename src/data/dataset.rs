@@ -58,11 +58,7 @@ pub struct Dataset {
 
 #[derive(Debug)]
 enum Source {
-    Images {
-        entries: Vec<Entry>,
-        preprocess: Preprocess,
-        channels: Channels,
-    },
+    Images { entries: Vec<Entry>, preprocess: Preprocess, channels: Channels },
     Arrays(Vec<Column>),
 }
 
@@ -93,36 +89,18 @@ impl Dataset {
     pub fn open(path: impl AsRef<Path>, options: &Options) -> Result<Self, DataError> {
         let path = path.as_ref();
         let meta = std::fs::metadata(path).map_err(|e| DataError::read(path, &e))?;
-        let ending = path
-            .extension()
-            .map(|e| e.to_string_lossy().to_ascii_lowercase());
+        let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
         let mut dataset = match ending.as_deref() {
             _ if meta.is_dir() => Self::images(path, folder::list(path)?, options)?,
             Some("jpg" | "jpeg" | "png") => {
-                let name = path
-                    .file_name()
-                    .map(|n| n.to_string_lossy().into_owned())
-                    .unwrap_or_default();
-                let entries = vec![Entry {
-                    path: path.to_path_buf(),
-                    name,
-                    label: None,
-                }];
-                Self::images(
-                    path,
-                    folder::Listing {
-                        entries,
-                        ..Default::default()
-                    },
-                    options,
-                )?
+                let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+                let entries = vec![Entry { path: path.to_path_buf(), name, label: None }];
+                Self::images(path, folder::Listing { entries, ..Default::default() }, options)?
             }
             Some("npy") => Self::npy(path, options)?,
             Some("npz") => Self::npz(path, options)?,
             _ => {
-                return Err(DataError::UnknownKind {
-                    path: path.to_path_buf(),
-                });
+                return Err(DataError::UnknownKind { path: path.to_path_buf() });
             }
         };
         if let Some(limit) = options.limit {
@@ -180,59 +158,29 @@ impl Dataset {
     /// [`DataError`] if the image cannot be decoded, an array holds a value that is not finite, or the index is past the
     /// end.
     pub fn sample(&self, index: usize) -> Result<Sample, DataError> {
-        let out_of_range = || DataError::OutOfRange {
-            path: self.path.clone(),
-            index,
-            len: self.order.len(),
-        };
+        let out_of_range = || DataError::OutOfRange { path: self.path.clone(), index, len: self.order.len() };
         let i = *self.order.get(index).ok_or_else(out_of_range)?;
         let label = self.labels.as_ref().and_then(|l| l.get(i).copied());
         match &self.source {
-            Source::Images {
-                entries,
-                preprocess,
-                channels,
-            } => {
+            Source::Images { entries, preprocess, channels } => {
                 let entry = entries.get(i).ok_or_else(out_of_range)?;
                 let pixels = decode::decode(&entry.path, *channels)?;
-                let image = preprocess.apply(&pixels, *channels).map_err(|source| {
-                    DataError::UnfitImage {
-                        path: entry.path.clone(),
-                        source,
-                    }
-                })?;
-                Ok(Sample {
-                    name: entry.name.clone(),
-                    inputs: vec![(None, image.into_dyn())],
-                    label,
-                })
+                let image = preprocess
+                    .apply(&pixels, *channels)
+                    .map_err(|source| DataError::UnfitImage { path: entry.path.clone(), source })?;
+                Ok(Sample { name: entry.name.clone(), inputs: vec![(None, image.into_dyn())], label })
             }
             Source::Arrays(columns) => {
-                let file = self
-                    .path
-                    .file_name()
-                    .map(|n| n.to_string_lossy().into_owned())
-                    .unwrap_or_default();
-                let inputs = columns
-                    .iter()
-                    .map(|c| Ok((c.name.clone(), c.sample(&self.path, i)?)))
-                    .collect::<Result<_, DataError>>()?;
-                Ok(Sample {
-                    name: format!("{file}[{i}]"),
-                    inputs,
-                    label,
-                })
+                let file = self.path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+                let inputs =
+                    columns.iter().map(|c| Ok((c.name.clone(), c.sample(&self.path, i)?))).collect::<Result<_, DataError>>()?;
+                Ok(Sample { name: format!("{file}[{i}]"), inputs, label })
             }
         }
     }
 
     fn images(path: &Path, listing: folder::Listing, options: &Options) -> Result<Self, DataError> {
-        let preprocess = options
-            .preprocess
-            .clone()
-            .ok_or_else(|| DataError::NeedsPreprocess {
-                path: path.to_path_buf(),
-            })?;
+        let preprocess = options.preprocess.clone().ok_or_else(|| DataError::NeedsPreprocess { path: path.to_path_buf() })?;
         preprocess.validate()?;
         let labels = listing.entries.iter().map(|e| e.label).collect();
         Ok(Self {
@@ -241,11 +189,7 @@ impl Dataset {
             labels,
             classes: listing.classes,
             notes: listing.notes,
-            source: Source::Images {
-                entries: listing.entries,
-                preprocess,
-                channels: options.channels,
-            },
+            source: Source::Images { entries: listing.entries, preprocess, channels: options.channels },
         })
     }
 
@@ -255,11 +199,8 @@ impl Dataset {
             [] => None,
             [one] => Some(one),
             many => {
-                let wanted = format!(
-                    "the model has {} inputs ({}): save them in one .npz under these names",
-                    many.len(),
-                    names(many)
-                );
+                let wanted =
+                    format!("the model has {} inputs ({}): save them in one .npz under these names", many.len(), names(many));
                 return Err(DataError::ArrayNames {
                     path: path.to_path_buf(),
                     found: "one array without a name".to_owned(),
@@ -283,45 +224,27 @@ impl Dataset {
                 1 => format!("the array {}", quoted.join("")),
                 _ => format!("the arrays {}", quoted.join(", ")),
             };
-            DataError::ArrayNames {
-                path: path.to_path_buf(),
-                found,
-                wanted,
-            }
+            DataError::ArrayNames { path: path.to_path_buf(), found, wanted }
         };
         let mut notes = Vec::new();
         // (name in the file, the input it is for)
-        let chosen: Vec<(&String, Option<&InputSpec>)> =
-            match (found.as_slice(), options.inputs.as_slice()) {
-                ([], _) => return Err(name_error("one must be the model's input".to_owned())),
-                (_, []) => found.iter().map(|n| (*n, None)).collect(),
-                ([one], [spec]) => vec![(*one, Some(spec))],
-                (_, specs) => {
-                    let pairs = specs
-                        .iter()
-                        .map(|s| found.iter().find(|n| ***n == s.name).map(|n| (*n, Some(s))));
-                    let pairs: Option<Vec<_>> = pairs.collect();
-                    let pairs = pairs.ok_or_else(|| {
-                        name_error(format!(
-                            "the model's inputs are {}: use these names in numpy.savez",
-                            names(specs)
-                        ))
-                    })?;
-                    let unused: Vec<_> = found
-                        .iter()
-                        .filter(|n| !is_input(n))
-                        .map(|n| format!("`{n}`"))
-                        .collect();
-                    if !unused.is_empty() {
-                        notes.push(format!(
-                            "{}: {} left out: no such input",
-                            path.display(),
-                            unused.join(", ")
-                        ));
-                    }
-                    pairs
+        let chosen: Vec<(&String, Option<&InputSpec>)> = match (found.as_slice(), options.inputs.as_slice()) {
+            ([], _) => return Err(name_error("one must be the model's input".to_owned())),
+            (_, []) => found.iter().map(|n| (*n, None)).collect(),
+            ([one], [spec]) => vec![(*one, Some(spec))],
+            (_, specs) => {
+                let pairs = specs.iter().map(|s| found.iter().find(|n| ***n == s.name).map(|n| (*n, Some(s))));
+                let pairs: Option<Vec<_>> = pairs.collect();
+                let pairs = pairs.ok_or_else(|| {
+                    name_error(format!("the model's inputs are {}: use these names in numpy.savez", names(specs)))
+                })?;
+                let unused: Vec<_> = found.iter().filter(|n| !is_input(n)).map(|n| format!("`{n}`")).collect();
+                if !unused.is_empty() {
+                    notes.push(format!("{}: {} left out: no such input", path.display(), unused.join(", ")));
                 }
-            };
+                pairs
+            }
+        };
         let mut columns = Vec::with_capacity(chosen.len());
         for (name, spec) in chosen {
             let data = Npy::Memory(arrays::npz_floats(&mut npz, path, name)?);
@@ -347,12 +270,7 @@ impl Dataset {
         Ok(Self::arrays(path, columns, labels, notes))
     }
 
-    fn arrays(
-        path: &Path,
-        columns: Vec<Column>,
-        labels: Option<Vec<usize>>,
-        notes: Vec<String>,
-    ) -> Self {
+    fn arrays(path: &Path, columns: Vec<Column>, labels: Option<Vec<usize>>, notes: Vec<String>) -> Self {
         let len = columns.first().map_or(0, |c| c.len);
         Self {
             path: path.to_path_buf(),
@@ -370,9 +288,7 @@ impl Dataset {
             return;
         }
         if self.classes.is_some() {
-            self.order = (0..limit)
-                .map(|i| (i as u128 * n as u128 / limit as u128) as usize)
-                .collect();
+            self.order = (0..limit).map(|i| (i as u128 * n as u128 / limit as u128) as usize).collect();
         } else {
             self.order.truncate(limit);
         }
@@ -381,73 +297,40 @@ impl Dataset {
 
 impl Column {
     /// `name` is the array's name in the file.
-    fn new(
-        path: &Path,
-        name: Option<&str>,
-        data: Npy,
-        spec: Option<&InputSpec>,
-    ) -> Result<Self, DataError> {
+    fn new(path: &Path, name: Option<&str>, data: Npy, spec: Option<&InputSpec>) -> Result<Self, DataError> {
         let shape = data.with_view(path, |v| v.shape().to_vec())?;
         let what = arrays::what(name);
-        let error = |wanted: String| DataError::ArrayShape {
-            path: path.to_path_buf(),
-            what: what.clone(),
-            found: shape.clone(),
-            wanted,
-        };
+        let error =
+            |wanted: String| DataError::ArrayShape { path: path.to_path_buf(), what: what.clone(), found: shape.clone(), wanted };
         let batched = match spec {
             None => match shape.len() {
                 4 => true,
                 3 => false,
                 _ => {
-                    return Err(error(
-                        "samples are [N, C, H, W], or one sample [C, H, W]".to_owned(),
-                    ));
+                    return Err(error("samples are [N, C, H, W], or one sample [C, H, W]".to_owned()));
                 }
             },
             Some(spec) => {
                 let fits = |s: &[usize]| {
-                    s.len() == spec.shape.len()
-                        && s.iter()
-                            .zip(&spec.shape)
-                            .all(|(d, w)| w.is_none_or(|w| w == *d))
+                    s.len() == spec.shape.len() && s.iter().zip(&spec.shape).all(|(d, w)| w.is_none_or(|w| w == *d))
                 };
                 if fits(&shape) {
                     false
                 } else if shape.get(1..).is_some_and(fits) {
                     true
                 } else {
-                    let dims: Vec<String> = spec
-                        .shape
-                        .iter()
-                        .map(|d| d.map_or("any".to_owned(), |d| d.to_string()))
-                        .collect();
+                    let dims: Vec<String> = spec.shape.iter().map(|d| d.map_or("any".to_owned(), |d| d.to_string())).collect();
                     let dims = dims.join(", ");
-                    return Err(error(format!(
-                        "the model's input `{}` takes [N, {dims}], or one sample [{dims}]",
-                        spec.name
-                    )));
+                    return Err(error(format!("the model's input `{}` takes [N, {dims}], or one sample [{dims}]", spec.name)));
                 }
             }
         };
-        let len = if batched {
-            shape.first().copied().unwrap_or(0)
-        } else {
-            1
-        };
+        let len = if batched { shape.first().copied().unwrap_or(0) } else { 1 };
         if shape.contains(&0) {
-            return Err(error(
-                "it must hold at least one sample of at least one value".to_owned(),
-            ));
+            return Err(error("it must hold at least one sample of at least one value".to_owned()));
         }
         let name = spec.map(|s| s.name.as_str()).or(name).map(str::to_owned);
-        Ok(Self {
-            name,
-            what,
-            data,
-            batched,
-            len,
-        })
+        Ok(Self { name, what, data, batched, len })
     }
 
     /// Sample `i` as its own array.
@@ -457,11 +340,7 @@ impl Column {
             false => self.what.clone(),
         };
         self.data.with_view(path, |view: ArrayViewD<'_, f32>| {
-            let one = if self.batched {
-                view.index_axis_move(Axis(0), i)
-            } else {
-                view
-            };
+            let one = if self.batched { view.index_axis_move(Axis(0), i) } else { view };
             arrays::check_finite(path, &what, &one)?;
             Ok(arrays::standard(one.to_owned()))
         })?
@@ -478,10 +357,7 @@ fn check_lengths(path: &Path, columns: &[Column]) -> Result<(), DataError> {
                 path: path.to_path_buf(),
                 what: c.what.clone(),
                 found: c.data.with_view(path, |v| v.shape().to_vec())?,
-                wanted: format!(
-                    "{} holds {} samples: every array must hold the same number",
-                    first.what, first.len
-                ),
+                wanted: format!("{} holds {} samples: every array must hold the same number", first.what, first.len),
             });
         }
     }
@@ -489,9 +365,5 @@ fn check_lengths(path: &Path, columns: &[Column]) -> Result<(), DataError> {
 }
 
 fn names(specs: &[InputSpec]) -> String {
-    specs
-        .iter()
-        .map(|s| format!("`{}`", s.name))
-        .collect::<Vec<_>>()
-        .join(", ")
+    specs.iter().map(|s| format!("`{}`", s.name)).collect::<Vec<_>>().join(", ")
 }

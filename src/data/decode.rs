@@ -59,29 +59,18 @@ pub(super) fn is_image(head: &[u8]) -> bool {
 /// Reads and decodes one JPEG or PNG file; the content decides which, not the name.
 pub(super) fn decode(path: &Path, channels: Channels) -> Result<Pixels, DataError> {
     let bytes = std::fs::read(path).map_err(|e| DataError::read(path, &e))?;
-    let corrupt = |reason: String| DataError::CorruptImage {
-        path: path.to_path_buf(),
-        reason,
-    };
+    let corrupt = |reason: String| DataError::CorruptImage { path: path.to_path_buf(), reason };
     if bytes.is_empty() {
         return Err(corrupt("the file is empty".to_owned()));
     }
     if !is_image(&bytes) {
-        return Err(corrupt(
-            "its first bytes are those of neither a JPEG nor a PNG file".to_owned(),
-        ));
+        return Err(corrupt("its first bytes are those of neither a JPEG nor a PNG file".to_owned()));
     }
     let mut reader = ImageReader::new(Cursor::new(&bytes));
-    let format = if bytes.starts_with(&[0xff]) {
-        ImageFormat::Jpeg
-    } else {
-        ImageFormat::Png
-    };
+    let format = if bytes.starts_with(&[0xff]) { ImageFormat::Jpeg } else { ImageFormat::Png };
     if format == ImageFormat::Jpeg && !has_end_of_image(&bytes) {
         // The decoder fills what is missing with grey and says nothing.
-        return Err(corrupt(
-            "the JPEG data is cut off before its end marker".to_owned(),
-        ));
+        return Err(corrupt("the JPEG data is cut off before its end marker".to_owned()));
     }
     reader.set_format(format);
     let image = reader.decode().map_err(|e| corrupt(e.to_string()))?;
@@ -111,30 +100,16 @@ fn convert(image: DynamicImage, channels: Channels) -> Pixels {
         DynamicImage::ImageLuma16(p) => (true, p.pixels().map(|p| clip(p.0[0])).collect()),
         DynamicImage::ImageLumaA16(p) => (true, p.pixels().map(|p| high_byte(p.0[0])).collect()),
         DynamicImage::ImageRgb8(p) => (false, p.into_raw()),
-        DynamicImage::ImageRgb16(p) => {
-            (false, p.pixels().flat_map(|p| p.0.map(high_byte)).collect())
-        }
-        DynamicImage::ImageRgba16(p) => (
-            false,
-            p.pixels()
-                .flat_map(|p| [p.0[0], p.0[1], p.0[2]].map(high_byte))
-                .collect(),
-        ),
+        DynamicImage::ImageRgb16(p) => (false, p.pixels().flat_map(|p| p.0.map(high_byte)).collect()),
+        DynamicImage::ImageRgba16(p) => (false, p.pixels().flat_map(|p| [p.0[0], p.0[1], p.0[2]].map(high_byte)).collect()),
         other => (false, other.into_rgb8().into_raw()),
     };
     let data = match (grey, channels) {
         (true, Channels::Grey) | (false, Channels::Rgb) => data,
         (true, Channels::Rgb) => data.into_iter().flat_map(|v| [v; 3]).collect(),
-        (false, Channels::Grey) => data
-            .chunks_exact(3)
-            .map(|p| luma(p[0], p[1], p[2]))
-            .collect(),
+        (false, Channels::Grey) => data.chunks_exact(3).map(|p| luma(p[0], p[1], p[2])).collect(),
     };
-    Pixels {
-        width,
-        height,
-        data,
-    }
+    Pixels { width, height, data }
 }
 
 fn high_byte(v: u16) -> u8 {

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::atomic::AtomicWriteError;
 use super::preprocess::PreprocessError;
+use crate::fs::WriteError;
 
 /// Why data could not be opened, read or written. Every message is one paragraph that names the file and the way out.
 #[derive(Debug, thiserror::Error)]
@@ -174,20 +174,15 @@ pub enum DataError {
     },
     /// An output could not be written.
     #[error(transparent)]
-    Write(#[from] AtomicWriteError),
+    Write(#[from] WriteError),
 }
 
 impl DataError {
     pub(super) fn read(path: &std::path::Path, e: &std::io::Error) -> Self {
         if e.kind() == std::io::ErrorKind::NotFound {
-            return Self::Missing {
-                path: path.to_path_buf(),
-            };
+            return Self::Missing { path: path.to_path_buf() };
         }
-        Self::Read {
-            path: path.to_path_buf(),
-            reason: e.to_string(),
-        }
+        Self::Read { path: path.to_path_buf(), reason: e.to_string() }
     }
 }
 

@@ -30,9 +30,7 @@ pub(super) struct Listing {
 }
 
 /// Endings of files that stand beside images and are clearly none.
-const IGNORED: [&str; 13] = [
-    "txt", "md", "csv", "tsv", "json", "yaml", "yml", "xml", "html", "db", "ini", "log", "py",
-];
+const IGNORED: [&str; 13] = ["txt", "md", "csv", "tsv", "json", "yaml", "yml", "xml", "html", "db", "ini", "log", "py"];
 const IGNORED_NAMES: [&str; 4] = ["README", "LICENSE", "LICENCE", "NOTICE"];
 /// Deepest nesting inside a class folder; guards against symbolic links in a circle.
 const MAX_DEPTH: usize = 8;
@@ -54,53 +52,28 @@ pub(super) fn list(folder: &Path) -> Result<Listing, DataError> {
                 count(sub_folders.len(), "sub-folder")
             ));
         }
-        let entries = scan
-            .found
-            .into_iter()
-            .map(|(name, path)| Entry {
-                path,
-                name,
-                label: None,
-            })
-            .collect();
-        return Ok(Listing {
-            entries,
-            classes: None,
-            notes,
-        });
+        let entries = scan.found.into_iter().map(|(name, path)| Entry { path, name, label: None }).collect();
+        return Ok(Listing { entries, classes: None, notes });
     }
     by_class(folder, sub_folders, scan.ignored)
 }
 
 fn by_class(folder: &Path, classes: Vec<String>, ignored: usize) -> Result<Listing, DataError> {
     let mut listing = Listing::default();
-    let mut total = Scan {
-        ignored,
-        ..Scan::default()
-    };
+    let mut total = Scan { ignored, ..Scan::default() };
     for (label, class) in classes.iter().enumerate() {
         let mut scan = Scan::default();
         scan.tree(&folder.join(class), class, 0)?;
         if scan.found.is_empty() {
-            listing.notes.push(format!(
-                "{}: class folder `{class}` (label {label}) has no images",
-                folder.display()
-            ));
+            listing.notes.push(format!("{}: class folder `{class}` (label {label}) has no images", folder.display()));
         }
         total.ignored += scan.ignored;
         scan.found.sort();
-        let entries = scan.found.into_iter().map(|(name, path)| Entry {
-            path,
-            name,
-            label: Some(label),
-        });
+        let entries = scan.found.into_iter().map(|(name, path)| Entry { path, name, label: Some(label) });
         listing.entries.extend(entries);
     }
     if listing.entries.is_empty() {
-        return Err(DataError::EmptyFolder {
-            path: folder.to_path_buf(),
-            ignored: total.ignored,
-        });
+        return Err(DataError::EmptyFolder { path: folder.to_path_buf(), ignored: total.ignored });
     }
     let numbers: Option<Vec<usize>> = classes.iter().map(|c| c.parse().ok()).collect();
     if numbers.is_some_and(|n| n.iter().enumerate().any(|(label, &v)| label != v)) {
@@ -119,25 +92,14 @@ fn by_class(folder: &Path, classes: Vec<String>, ignored: usize) -> Result<Listi
 fn by_labels_csv(folder: &Path, path: &Path) -> Result<Listing, DataError> {
     let bytes = std::fs::read(path).map_err(|e| DataError::read(path, &e))?;
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-    let mut reader = csv::ReaderBuilder::new()
-        .trim(csv::Trim::All)
-        .flexible(true)
-        .from_reader(bytes);
-    let row_error = |line: u64, reason: String| DataError::LabelsRow {
-        path: path.to_path_buf(),
-        line,
-        reason,
-    };
-    let csv_error =
-        |e: &csv::Error| row_error(e.position().map_or(1, csv::Position::line), describe(e));
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).flexible(true).from_reader(bytes);
+    let row_error = |line: u64, reason: String| DataError::LabelsRow { path: path.to_path_buf(), line, reason };
+    let csv_error = |e: &csv::Error| row_error(e.position().map_or(1, csv::Position::line), describe(e));
     let header = reader.headers().map_err(|e| csv_error(&e))?.clone();
     let column = |name: &str| header.iter().position(|h| h == name);
     let (Some(file_column), Some(label_column)) = (column("file"), column("label")) else {
         let found = header.iter().collect::<Vec<_>>().join(",");
-        return Err(DataError::LabelsHeader {
-            path: path.to_path_buf(),
-            found,
-        });
+        return Err(DataError::LabelsHeader { path: path.to_path_buf(), found });
     };
     let mut entries = Vec::new();
     for record in reader.records() {
@@ -160,22 +122,12 @@ fn by_labels_csv(folder: &Path, path: &Path) -> Result<Listing, DataError> {
                 folder: folder.to_path_buf(),
             });
         }
-        entries.push(Entry {
-            path: image,
-            name: name.to_owned(),
-            label: Some(label),
-        });
+        entries.push(Entry { path: image, name: name.to_owned(), label: Some(label) });
     }
     if entries.is_empty() {
-        return Err(DataError::EmptyLabels {
-            path: path.to_path_buf(),
-        });
+        return Err(DataError::EmptyLabels { path: path.to_path_buf() });
     }
-    Ok(Listing {
-        entries,
-        classes: None,
-        notes: Vec::new(),
-    })
+    Ok(Listing { entries, classes: None, notes: Vec::new() })
 }
 
 /// The line of a record, from 1. The reader's own number is that of the blank lines before the record, if there are any.
@@ -217,11 +169,7 @@ impl Scan {
             } else if path.is_dir() {
                 sub_folders.push(name);
             } else if classify(&path, &name)? {
-                let name = if prefix.is_empty() {
-                    name
-                } else {
-                    format!("{prefix}/{name}")
-                };
+                let name = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
                 self.found.push((name, path));
             } else {
                 self.ignored += 1;
@@ -244,10 +192,7 @@ impl Scan {
     fn notes(&self) -> Vec<String> {
         match self.ignored {
             0 => Vec::new(),
-            n => vec![format!(
-                "{} ignored because they are clearly no images",
-                count(n, "file")
-            )],
+            n => vec![format!("{} ignored because they are clearly no images", count(n, "file"))],
         }
     }
 }
@@ -255,9 +200,7 @@ impl Scan {
 /// `true` for an image, `false` for what is clearly none; anything else is an error, because leaving it out silently
 /// would change the data.
 fn classify(path: &Path, name: &str) -> Result<bool, DataError> {
-    let ending = Path::new(name)
-        .extension()
-        .map(|e| e.to_string_lossy().to_ascii_lowercase());
+    let ending = Path::new(name).extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
     match ending.as_deref() {
         Some("jpg" | "jpeg" | "png") => return Ok(true),
         Some(e) if IGNORED.contains(&e) => return Ok(false),
@@ -266,9 +209,7 @@ fn classify(path: &Path, name: &str) -> Result<bool, DataError> {
     }
     let mut head = Vec::new();
     let file = File::open(path).map_err(|e| DataError::read(path, &e))?;
-    file.take(16)
-        .read_to_end(&mut head)
-        .map_err(|e| DataError::read(path, &e))?;
+    file.take(16).read_to_end(&mut head).map_err(|e| DataError::read(path, &e))?;
     if is_image(&head) {
         return Ok(true);
     }
@@ -276,16 +217,9 @@ fn classify(path: &Path, name: &str) -> Result<bool, DataError> {
         Some(e) => format!("its name ends in .{e}"),
         None => "its name has no ending".to_owned(),
     };
-    Err(DataError::NotAnImage {
-        path: path.to_path_buf(),
-        found,
-    })
+    Err(DataError::NotAnImage { path: path.to_path_buf(), found })
 }
 
 fn count(n: usize, what: &str) -> String {
-    if n == 1 {
-        format!("1 {what}")
-    } else {
-        format!("{n} {what}s")
-    }
+    if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }

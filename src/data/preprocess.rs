@@ -51,9 +51,7 @@ pub enum PreprocessError {
         name: String,
     },
     /// A size of 0, or too large to be meant.
-    #[error(
-        "the input size {size} is out of range: give the side of the model's input image in pixels, 1 to {MAX_SIZE}."
-    )]
+    #[error("the input size {size} is out of range: give the side of the model's input image in pixels, 1 to {MAX_SIZE}.")]
     Size {
         /// The size given.
         size: usize,
@@ -67,9 +65,7 @@ pub enum PreprocessError {
         crop_pct: f64,
     },
     /// A mean or std that is not finite, or a std that is not above 0.
-    #[error(
-        "the normalisation mean {mean:?}, std {std:?} is out of range: all six must be finite, and each std above 0."
-    )]
+    #[error("the normalisation mean {mean:?}, std {std:?} is out of range: all six must be finite, and each std above 0.")]
     Normalisation {
         /// The mean given.
         mean: [f32; 3],
@@ -77,9 +73,7 @@ pub enum PreprocessError {
         std: [f32; 3],
     },
     /// The resizing library refused.
-    #[error(
-        "an image of {width} × {height} pixels could not be resized: {reason}. Remove it or save it at another size."
-    )]
+    #[error("an image of {width} × {height} pixels could not be resized: {reason}. Remove it or save it at another size.")]
     Resize {
         /// Width of the image.
         width: u32,
@@ -135,12 +129,7 @@ impl Preprocess {
     /// timm's `OPENAI_CLIP_MEAN` and `STD`, bicubic, crop 0.9 as `vit_base_patch16_clip_224.openai` has it; some larger
     /// CLIP models (`vit_large_patch14_clip_224.openai`) have crop 1.0.
     pub fn clip(size: usize) -> Self {
-        Self::with(
-            size,
-            0.9,
-            [0.481_454_66, 0.457_827_5, 0.408_210_73],
-            [0.268_629_54, 0.261_302_6, 0.275_777_1],
-        )
+        Self::with(size, 0.9, [0.481_454_66, 0.457_827_5, 0.408_210_73], [0.268_629_54, 0.261_302_6, 0.275_777_1])
     }
 
     /// Resized to `size` (crop 1.0, bicubic) and scaled to [0, 1]; not normalised.
@@ -158,20 +147,12 @@ impl Preprocess {
             "inception" => Ok(Self::inception(size)),
             "clip" => Ok(Self::clip(size)),
             "none" => Ok(Self::none(size)),
-            _ => Err(PreprocessError::UnknownPreset {
-                name: name.to_owned(),
-            }),
+            _ => Err(PreprocessError::UnknownPreset { name: name.to_owned() }),
         }
     }
 
     fn with(size: usize, crop_pct: f64, mean: [f32; 3], std: [f32; 3]) -> Self {
-        Self {
-            size,
-            crop_pct,
-            interpolation: Interpolation::Bicubic,
-            mean,
-            std,
-        }
+        Self { size, crop_pct, interpolation: Interpolation::Bicubic, mean, std }
     }
 
     /// Checks every field against its range.
@@ -183,16 +164,11 @@ impl Preprocess {
             return Err(PreprocessError::Size { size: self.size });
         }
         if !(self.crop_pct > 0.0 && self.crop_pct <= 1.0) || self.scale_size() > MAX_SIZE {
-            return Err(PreprocessError::CropPct {
-                crop_pct: self.crop_pct,
-            });
+            return Err(PreprocessError::CropPct { crop_pct: self.crop_pct });
         }
         let finite = self.mean.iter().chain(&self.std).all(|v| v.is_finite());
         if !finite || self.std.iter().any(|v| *v <= 0.0) {
-            return Err(PreprocessError::Normalisation {
-                mean: self.mean,
-                std: self.std,
-            });
+            return Err(PreprocessError::Normalisation { mean: self.mean, std: self.std });
         }
         Ok(())
     }
@@ -210,12 +186,7 @@ impl Preprocess {
         let (short, long) = (u64::from(width.min(height)), u64::from(width.max(height)));
         let new_long = target as u64 * long / short.max(1);
         if new_long > MAX_LONG {
-            return Err(PreprocessError::AspectRatio {
-                width,
-                height,
-                short: target,
-                long: new_long,
-            });
+            return Err(PreprocessError::AspectRatio { width, height, short: target, long: new_long });
         }
         let (s, l) = (target as u32, new_long as u32);
         Ok(if width <= height { (s, l) } else { (l, s) })
@@ -224,11 +195,7 @@ impl Preprocess {
     /// The image as `[C, size, size]`, C = 1 or 3, resized, cropped and normalised.
     ///
     /// One channel is normalised with the mean of the three means and of the three standard deviations.
-    pub(super) fn apply(
-        &self,
-        image: &Pixels,
-        channels: Channels,
-    ) -> Result<Array3<f32>, PreprocessError> {
+    pub(super) fn apply(&self, image: &Pixels, channels: Channels) -> Result<Array3<f32>, PreprocessError> {
         self.validate()?;
         let (width, height) = self.resized(image.width, image.height)?;
         let resized = resize(image, width, height, channels, self.interpolation)?;
@@ -238,16 +205,10 @@ impl Preprocess {
         let top = centre_round_half_even(height as usize, n);
         let (mean, std) = match channels {
             Channels::Rgb => (self.mean, self.std),
-            Channels::Grey => (
-                [self.mean.iter().sum::<f32>() / 3.0; 3],
-                [self.std.iter().sum::<f32>() / 3.0; 3],
-            ),
+            Channels::Grey => ([self.mean.iter().sum::<f32>() / 3.0; 3], [self.std.iter().sum::<f32>() / 3.0; 3]),
         };
         Ok(Array3::from_shape_fn((c, n, n), |(k, y, x)| {
-            let v = resized
-                .get(((top + y) * w + left + x) * c + k)
-                .copied()
-                .unwrap_or(0);
+            let v = resized.get(((top + y) * w + left + x) * c + k).copied().unwrap_or(0);
             (f32::from(v) / 255.0 - mean[k]) / std[k]
         }))
     }
@@ -257,11 +218,7 @@ impl Preprocess {
 fn centre_round_half_even(length: usize, crop: usize) -> usize {
     let d = length.saturating_sub(crop);
     let half = d / 2;
-    if d % 2 == 1 && half % 2 == 1 {
-        half + 1
-    } else {
-        half
-    }
+    if d % 2 == 1 && half % 2 == 1 { half + 1 } else { half }
 }
 
 /// Pillow's `resize`: first along x, then along y, rounding to 8 bits in between. The two passes are two calls because
@@ -283,29 +240,19 @@ fn resize(
         Interpolation::Bicubic => FilterType::CatmullRom,
         Interpolation::Lanczos => FilterType::Lanczos3,
     };
-    let options = ResizeOptions::new()
-        .resize_alg(ResizeAlg::Convolution(filter))
-        .use_alpha(false);
-    let failed = |reason: String| PreprocessError::Resize {
-        width: image.width,
-        height: image.height,
-        reason,
-    };
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).use_alpha(false);
+    let failed = |reason: String| PreprocessError::Resize { width: image.width, height: image.height, reason };
     let mut resizer = Resizer::new();
     let mut pass = |src: &ImageRef<'_>, to: (u32, u32)| -> Result<Vec<u8>, PreprocessError> {
         if (src.width(), src.height()) == to {
             return Ok(src.buffer().to_vec());
         }
         let mut out = Image::new(to.0, to.1, pixel);
-        resizer
-            .resize(src, &mut out, &options)
-            .map_err(|e| failed(e.to_string()))?;
+        resizer.resize(src, &mut out, &options).map_err(|e| failed(e.to_string()))?;
         Ok(out.into_vec())
     };
-    let source = ImageRef::new(image.width, image.height, &image.data, pixel)
-        .map_err(|e| failed(e.to_string()))?;
+    let source = ImageRef::new(image.width, image.height, &image.data, pixel).map_err(|e| failed(e.to_string()))?;
     let along_x = pass(&source, (width, image.height))?;
-    let source =
-        ImageRef::new(width, image.height, &along_x, pixel).map_err(|e| failed(e.to_string()))?;
+    let source = ImageRef::new(width, image.height, &along_x, pixel).map_err(|e| failed(e.to_string()))?;
     pass(&source, (width, height))
 }

@@ -287,10 +287,10 @@ impl<'g> Edit<'g> {
 
     /// Replaces the tensor of an initialiser.
     pub fn set_tensor(&mut self, id: NodeId, tensor: Tensor) {
-        if let Some(n) = self.graph.net.node_weight_mut(id) {
-            if matches!(n.kind, NodeKind::Init(_)) {
-                n.kind = NodeKind::Init(tensor);
-            }
+        if let Some(n) = self.graph.net.node_weight_mut(id)
+            && matches!(n.kind, NodeKind::Init(_))
+        {
+            n.kind = NodeKind::Init(tensor);
         }
     }
 

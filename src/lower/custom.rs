@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::qdq::{Pair, Quantised};
 use super::{LowerError, LowerReport};
+use crate::ir::shape::Shapes;
 use crate::ir::{AI_VITQ, DType, Edit, NewOp, NodeId, OpName, Scalar, Tensor, Value};
 use crate::quant::plan::Codes;
 use crate::quant::tables::layer_norm::{LayerNormSpec, LayerNormTables};
@@ -12,7 +13,13 @@ use crate::quant::tables::lut::{Activation, activation_table};
 use crate::quant::tables::{Affine, CodeType, TableError};
 
 /// Rewrites every operator whose input and output are quantised as the op needs them.
-pub(super) fn lower(edit: &mut Edit<'_>, quantised: &Quantised, report: &mut LowerReport) -> Result<(), LowerError> {
+/// `shapes` are those of the graph before lowering.
+pub(super) fn lower(
+    edit: &mut Edit<'_>,
+    quantised: &Quantised,
+    shapes: &Shapes,
+    report: &mut LowerReport,
+) -> Result<(), LowerError> {
     let by_dq: BTreeMap<Value, Pair> = quantised.values.values().map(|p| (p.dequantised, p.clone())).collect();
     for id in edit.ops() {
         let Some(op) = edit.op(id).map(|o| o.op.clone()) else { continue };
@@ -23,7 +30,7 @@ pub(super) fn lower(edit: &mut Edit<'_>, quantised: &Quantised, report: &mut Low
             ("LayerNormalization", Some(y)) => layer_norm(edit, id, input, &y),
             ("Gelu" | "Sigmoid" | "Tanh", Some(y)) => lut(edit, id, input, &y),
             ("Softmax", _) => match quantised.log2.get(edit.value_name(output)) {
-                Some(&(bits, r)) => log_softmax(edit, id, input, bits, r),
+                Some(&(bits, r)) => log_softmax(edit, id, input, row_length(shapes, output), (bits, r)),
                 None => continue,
             },
             _ => continue,
@@ -148,11 +155,15 @@ fn lut(edit: &mut Edit<'_>, id: NodeId, x: &Pair, y: &Pair) -> Result<(), TableE
     Ok(())
 }
 
-fn log_softmax(edit: &mut Edit<'_>, id: NodeId, x: &Pair, bits: u8, r: u8) -> Result<(), TableError> {
+/// The length of a softmax's rows; for a symbolic one the longest that is served, which leaves an exponential 18 bits.
+fn row_length(shapes: &Shapes, value: Value) -> usize {
+    const LONGEST: usize = 4096;
+    shapes.shape(value).and_then(|s| s.last()).and_then(|d| d.as_size()).unwrap_or(LONGEST)
+}
+
+fn log_softmax(edit: &mut Edit<'_>, id: NodeId, x: &Pair, row: usize, (bits, r): (u8, u8)) -> Result<(), TableError> {
     let (bits, r) = (u32::from(bits), u32::from(r));
-    // The row's length is not known here when it is symbolic; 4096 tokens leave 19 bits for an exponential.
-    const LONGEST_ROW: usize = 4096;
-    let tables = LogSoftmaxTables::new(affine(x).scale, LONGEST_ROW, bits, r, LogRounding::default())?;
+    let tables = LogSoftmaxTables::new(affine(x).scale, row, bits, r, LogRounding::default())?;
     let values = log_dequantize_table(bits, r)?;
     let float = Value { node: id, port: 0 };
     let name = edit.value_name(float).to_owned();

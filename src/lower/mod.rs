@@ -11,7 +11,7 @@ mod functions;
 mod qdq;
 
 use crate::canon::CANONICAL_OPSET;
-use crate::ir::{AI_VITQ, DType, Edit, Model, VerifyError};
+use crate::ir::{AI_VITQ, DType, Edit, Model, VerifyError, shape};
 use crate::quant::{PlanError, QuantPlan};
 
 pub use functions::{function, function_names};
@@ -78,6 +78,7 @@ pub enum LowerError {
 /// When the plan does not fit the model.
 pub fn lower(model: &mut Model, plan: &QuantPlan) -> Result<LowerReport, LowerError> {
     let mut report = LowerReport::default();
+    let shapes = shape::infer(&model.graph, CANONICAL_OPSET);
     let mut edit = Edit::new(&mut model.graph);
     edit.clear_value_infos();
     let mut quantised = qdq::Quantised::default();
@@ -90,7 +91,7 @@ pub fn lower(model: &mut Model, plan: &QuantPlan) -> Result<LowerReport, LowerEr
     }
     bias::lower(&mut edit, &quantised, &mut report);
     if plan.target.has_custom_ops() {
-        custom::lower(&mut edit, &quantised, &mut report)?;
+        custom::lower(&mut edit, &quantised, &shapes, &mut report)?;
     }
     edit.commit()?;
     finish(model, plan)?;

@@ -22,9 +22,6 @@ pub(super) struct Pair {
     pub(super) codes: Value,
     /// The real value again.
     pub(super) dequantised: Value,
-    /// Scale and zero point as they are in the graph.
-    pub(super) scale: Value,
-    pub(super) zero_point: Value,
     /// The scales: one, or one a channel.
     pub(super) scales: Vec<f32>,
     pub(super) zero: i32,
@@ -104,17 +101,8 @@ pub(super) fn lower_constant(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Qua
         }
         let dequantised = edit.add(anchor, dq);
         edit.replace_uses(old, dequantised, |_| true);
-        let pair = Pair {
-            site: site.name.clone(),
-            codes,
-            dequantised,
-            scale,
-            zero_point,
-            scales: scales.clone(),
-            zero: 0,
-            coding,
-            exponents: Vec::new(),
-        };
+        let pair =
+            Pair { site: site.name.clone(), codes, dequantised, scales: scales.clone(), zero: 0, coding, exponents: Vec::new() };
         out.values.insert(name.clone(), pair);
     }
     Ok(())
@@ -139,7 +127,7 @@ pub(super) fn lower_values(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Quant
         Scheme::Weight { .. } => return Err(misfit(site, "", "the scheme 'weight' is for constants")),
     };
     let (low, high) = codes.range();
-    if !(low..=high).contains(&zero) || !(scale.is_finite() && scale > 0.0) {
+    if !((low..=high).contains(&zero) && scale.is_finite() && scale > 0.0) {
         return Err(misfit(
             site,
             "",
@@ -186,8 +174,6 @@ pub(super) fn lower_values(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Quant
             site: site.name.clone(),
             codes: coded,
             dequantised: dq,
-            scale: scale_v,
-            zero_point: zero_v,
             scales,
             zero,
             coding: codes,

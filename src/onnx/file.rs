@@ -1,7 +1,6 @@
 //! Model files on disk.
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;

@@ -107,7 +107,12 @@ pub fn run(graph: &mut Graph, opset: i64, rules: &[Rule]) -> Result<(BTreeMap<&'
 }
 
 /// One pass over the graph in topological order; the number of rewrites.
-fn round(graph: &mut Graph, opset: i64, rules: &[Rule], applied: &mut BTreeMap<&'static str, usize>) -> Result<usize, VerifyError> {
+fn round(
+    graph: &mut Graph,
+    opset: i64,
+    rules: &[Rule],
+    applied: &mut BTreeMap<&'static str, usize>,
+) -> Result<usize, VerifyError> {
     let mut count = 0;
     let order = graph.ops();
     let shapes = shape::infer(graph, opset);

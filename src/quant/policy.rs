@@ -223,7 +223,7 @@ pub(super) fn positive_scale(scale: f64) -> f32 {
 }
 
 fn ptf_scheme(seen: &ValueStats, cfg: &SiteConfig, codes: Codes) -> Result<Scheme, CalibError> {
-    let options = PtfOptions { bits: cfg.bits, max_exponent: cfg.max_exponent, search: true };
+    let options = PtfOptions { bits: cfg.bits, max_exponent: cfg.max_exponent, search: cfg.ptf_search };
     let fit = ptf::from_stats(seen, Some(range(seen, cfg)?), &[], options)?.ptf;
     let offset = if codes.signed { 1i32 << (codes.bits - 1) } else { 0 };
     Ok(Scheme::Ptf {

@@ -15,7 +15,7 @@ pub enum Section {
 
 impl Section {
     /// The key in a configuration file.
-    pub fn key(self) -> &'static str {
+    pub const fn key(self) -> &'static str {
         match self {
             Section::Layers => "layers",
             Section::AttnLayer => "attn_layer",
@@ -36,12 +36,12 @@ macro_rules! sites {
             pub const ALL: &'static [Site] = &[$(Site::$variant,)*];
 
             /// The name in configuration files, plans and reports.
-            pub fn name(self) -> &'static str {
+            pub const fn name(self) -> &'static str {
                 match self { $(Site::$variant => $name,)* }
             }
 
             /// The section of a configuration file that it belongs to.
-            pub fn section(self) -> Section {
+            pub const fn section(self) -> Section {
                 match self { $(Site::$variant => Section::$section,)* }
             }
 

@@ -26,7 +26,7 @@ impl Build {
     }
 
     fn init(&mut self, name: &str, t: Tensor) -> Value {
-        Edit::new(&mut self.model.graph).init(self.x.node, name, t)
+        Edit::new(&mut self.model.graph).add_init(self.x.node, name, t)
     }
 
     fn ints(&mut self, v: &[i64]) -> Value {
@@ -39,7 +39,7 @@ impl Build {
         for (name, value) in attrs {
             new = new.attr(name, value.clone());
         }
-        Edit::new(&mut self.model.graph).value(self.x.node, new)
+        Edit::new(&mut self.model.graph).add(self.x.node, new)
     }
 
     fn output(&mut self, v: Value) {

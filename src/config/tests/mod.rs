@@ -105,15 +105,8 @@ fn the_default_preset_is_what_an_empty_file_means() {
     for text in ["", "# nothing\n", "---\n", "layers:\nattn_layer: {}\n"] {
         let empty = read(text);
         for (_, site) in SITES {
-            let strip = |c: SiteConfig| SiteConfig {
-                sources: Default::default(),
-                ..c
-            };
-            assert_eq!(
-                strip(empty.resolve(None, site)),
-                strip(preset.resolve(None, site)),
-                "{site}"
-            );
+            let strip = |c: SiteConfig| SiteConfig { sources: Default::default(), ..c };
+            assert_eq!(strip(empty.resolve(None, site)), strip(preset.resolve(None, site)), "{site}");
             assert!(empty.resolve(Some(3), site).sources.is_empty());
         }
     }
@@ -124,49 +117,30 @@ fn an_old_file_loads_unchanged() {
     let config = read(OLD_FILE);
     snapshot!("old_file", table(&config));
     let kv_act = config.resolve(None, "kv_act");
-    assert_eq!(
-        (kv_act.kl_bins, kv_act.symmetric, kv_act.signed),
-        (4096, false, true)
-    );
+    assert_eq!((kv_act.kl_bins, kv_act.symmetric, kv_act.signed), (4096, false, true));
     assert_eq!(kv_act.source(Key::Symmetric), Source::Site);
     assert_eq!(kv_act.source(Key::Signed), Source::Default);
     assert_eq!(kv_act.source(Key::MaxExponent), Source::BuiltIn);
     // bit_type is merged key by key, and an empty entry is the default.
     let qkv = config.resolve(None, "attn_qkv");
     assert_eq!((qkv.bits, qkv.signed, qkv.symmetric), (16, true, true));
-    assert_eq!(
-        config.resolve(None, "attn_proj"),
-        config.resolve(None, "mlp_fc2")
-    );
-    assert_eq!(
-        config.resolve(None, "sv_attn").kl_bins,
-        2048,
-        "kv_bins is kl_bins"
-    );
+    assert_eq!(config.resolve(None, "attn_proj"), config.resolve(None, "mlp_fc2"));
+    assert_eq!(config.resolve(None, "sv_attn").kl_bins, 2048, "kv_bins is kl_bins");
 }
 
 #[test]
 fn a_folder_has_one_default_for_each_section() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
-    write(
-        "weight_config.yaml",
-        "default: {bit_type: {bits: 6}}\nlayers:\n  mlp_fc1: {bit_type: {bits: 5}}\n",
-    );
+    write("weight_config.yaml", "default: {bit_type: {bits: 6}}\nlayers:\n  mlp_fc1: {bit_type: {bits: 5}}\n");
     write(
         "activation_config.yaml",
         "default:\n  bit_type: {bits: 12, signed: true}\n  observer_type: OmseObserver\nattn_layer:\n  default: {bit_type: {bits: 10}}\n  kv_act:\n",
     );
     let config = load(dir.path().to_str().unwrap()).unwrap();
     let bits = |site: &str| config.resolve(None, site).bits;
-    assert_eq!(
-        (bits("attn_qkv"), bits("mlp_fc1"), bits("norm1")),
-        (6, 5, 6)
-    );
-    assert_eq!(
-        (bits("kv_act"), bits("residual1"), bits("input")),
-        (10, 8, 8)
-    );
+    assert_eq!((bits("attn_qkv"), bits("mlp_fc1"), bits("norm1")), (6, 5, 6));
+    assert_eq!((bits("kv_act"), bits("residual1"), bits("input")), (10, 8, 8));
     let kv_act = config.resolve(None, "kv_act");
     assert_eq!((kv_act.observer, kv_act.symmetric), (Observer::Omse, true));
     assert_eq!(config.resolve(None, "attn_qkv").observer, Observer::Minmax);
@@ -176,11 +150,7 @@ fn a_folder_has_one_default_for_each_section() {
         "layers:\n  default: {bit_type: {bits: 6}}\n  mlp_fc1: {bit_type: {bits: 5}}\nattn_layer:\n  default: {bit_type: {bits: 10, signed: true}, observer_type: OmseObserver}\n",
     );
     for (_, site) in SITES {
-        assert_eq!(
-            single.resolve(None, site),
-            config.resolve(None, site),
-            "{site}"
-        );
+        assert_eq!(single.resolve(None, site), config.resolve(None, site), "{site}");
     }
 }
 
@@ -190,20 +160,14 @@ fn one_block_can_differ() {
         "attn_layer:\n  mlp_act: {bit_type: {bits: 12}}\n  blocks.7.mlp_act: {bit_type: {bits: 16}}\n  blocks.11.mlp_act2: {float: true}\n",
     );
     assert_eq!(config.resolve(Some(7), "mlp_act").bits, 16);
-    assert_eq!(
-        config.resolve(Some(7), "mlp_act").source(Key::Bits),
-        Source::Block
-    );
+    assert_eq!(config.resolve(Some(7), "mlp_act").source(Key::Bits), Source::Block);
     assert_eq!(config.resolve(Some(6), "mlp_act").bits, 12);
     assert_eq!(config.resolve(None, "mlp_act").bits, 12);
     assert!(config.resolve(Some(11), "mlp_act2").float);
     assert!(!config.resolve(Some(10), "mlp_act2").float);
     assert_eq!(config.beyond_depth(12), Vec::<String>::new());
     assert_eq!(config.beyond_depth(11), ["blocks.11.mlp_act2"]);
-    assert_eq!(
-        config.beyond_depth(2),
-        ["blocks.7.mlp_act", "blocks.11.mlp_act2"]
-    );
+    assert_eq!(config.beyond_depth(2), ["blocks.7.mlp_act", "blocks.11.mlp_act2"]);
 }
 
 #[test]
@@ -223,14 +187,8 @@ fn anchors_and_merge_keys_work() {
         "attn_layer:\n  kv_act: &a\n    bit_type: {bits: 12}\n    observer_type: KLObserver\n  sv_attn: *a\n  mlp_act:\n    <<: *a\n    observer_type: OmseObserver\n",
     );
     let c = |site: &str| config.resolve(None, site);
-    assert_eq!(
-        (c("sv_attn").bits, c("sv_attn").observer),
-        (12, Observer::Kl)
-    );
-    assert_eq!(
-        (c("mlp_act").bits, c("mlp_act").observer),
-        (12, Observer::Omse)
-    );
+    assert_eq!((c("sv_attn").bits, c("sv_attn").observer), (12, Observer::Kl));
+    assert_eq!((c("mlp_act").bits, c("mlp_act").observer), (12, Observer::Omse));
 }
 
 #[test]
@@ -255,26 +213,14 @@ fn a_config_survives_serialisation() {
     let json = serde_json::to_string(&config).unwrap();
     assert_eq!(serde_json::from_str::<Config>(&json).unwrap(), config);
     let site = config.resolve(Some(3), "attn_qkv");
-    assert_eq!(
-        serde_json::from_str::<SiteConfig>(&serde_json::to_string(&site).unwrap()).unwrap(),
-        site
-    );
+    assert_eq!(serde_json::from_str::<SiteConfig>(&serde_json::to_string(&site).unwrap()).unwrap(), site);
 }
 
 #[test]
 fn every_site_is_in_one_section_and_unique() {
     for (i, (section, site)) in SITES.iter().enumerate() {
         assert!(SECTIONS.contains(section));
-        assert_eq!(
-            SITES.iter().position(|(_, s)| s == site),
-            Some(i),
-            "{site} twice"
-        );
+        assert_eq!(SITES.iter().position(|(_, s)| s == site), Some(i), "{site} twice");
     }
-    assert!(
-        WEIGHTS
-            .iter()
-            .chain(&OUTSIDE_BLOCKS)
-            .all(|s| section_of(s).is_some())
-    );
+    assert!(WEIGHTS.iter().chain(&OUTSIDE_BLOCKS).all(|s| section_of(s).is_some()));
 }

@@ -17,22 +17,8 @@ struct Words {
 }
 
 fn words() -> impl Strategy<Value = Words> {
-    (
-        of(4u8..=16),
-        of(any::<bool>()),
-        of(any::<bool>()),
-        of(0usize..4),
-        of(51u8..=100),
-        of(any::<bool>()),
-    )
-        .prop_map(|(bits, signed, symmetric, observer, alpha, float)| Words {
-            bits,
-            signed,
-            symmetric,
-            observer,
-            alpha,
-            float,
-        })
+    (of(4u8..=16), of(any::<bool>()), of(any::<bool>()), of(0usize..4), of(51u8..=100), of(any::<bool>()))
+        .prop_map(|(bits, signed, symmetric, observer, alpha, float)| Words { bits, signed, symmetric, observer, alpha, float })
 }
 
 impl Words {
@@ -45,14 +31,8 @@ impl Words {
         if !bit_type.is_empty() {
             keys.push(format!("bit_type: {{{}}}", bit_type.join(", ")));
         }
-        keys.extend(
-            self.observer
-                .map(|v| format!("observer_type: {}", Observer::NAMES[v].0)),
-        );
-        keys.extend(
-            self.alpha
-                .map(|v| format!("percentile_alpha: {}", f64::from(v) / 100.0)),
-        );
+        keys.extend(self.observer.map(|v| format!("observer_type: {}", Observer::NAMES[v].0)));
+        keys.extend(self.alpha.map(|v| format!("percentile_alpha: {}", f64::from(v) / 100.0)));
         keys.extend(self.float.map(|v| format!("float: {v}")));
         format!("{{{}}}", keys.join(", "))
     }

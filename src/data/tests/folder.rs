@@ -4,9 +4,7 @@ use super::*;
 
 fn png(path: &Path, value: u8) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    GrayImage::from_pixel(2, 2, Luma([value]))
-        .save(path)
-        .unwrap();
+    GrayImage::from_pixel(2, 2, Luma([value])).save(path).unwrap();
 }
 
 fn names_of(d: &Dataset) -> Vec<String> {
@@ -22,22 +20,9 @@ fn a_flat_folder_is_sorted_by_name_and_has_no_labels() {
     fs::write(dir.path().join("readme.txt"), "hello").unwrap();
     fs::copy(dir.path().join("a.png"), dir.path().join("without_ending")).unwrap();
     let d = open(dir.path(), &images(Preprocess::none(2)));
-    assert_eq!(
-        names_of(&d),
-        [
-            "10.png",
-            "9.png",
-            "B.PNG",
-            "a.png",
-            "b.png",
-            "without_ending"
-        ]
-    );
+    assert_eq!(names_of(&d), ["10.png", "9.png", "B.PNG", "a.png", "b.png", "without_ending"]);
     assert_eq!((d.labels(), d.sample(0).unwrap().label), (None, None));
-    assert_eq!(
-        d.notes(),
-        ["1 file ignored because they are clearly no images"]
-    );
+    assert_eq!(d.notes(), ["1 file ignored because they are clearly no images"]);
 }
 
 #[test]
@@ -47,68 +32,30 @@ fn labels_csv_gives_order_and_labels() {
         png(&dir.path().join(name), 1);
     }
     // A byte order mark, spaces, CRLF, a column more, and the columns in the other order.
-    fs::write(
-        dir.path().join("labels.csv"),
-        "\u{feff}label, file ,who\r\n7,sub/c.png,x\r\n3, a.png,y\r\n",
-    )
-    .unwrap();
+    fs::write(dir.path().join("labels.csv"), "\u{feff}label, file ,who\r\n7,sub/c.png,x\r\n3, a.png,y\r\n").unwrap();
     let options = images(Preprocess::none(2));
     let d = open(dir.path(), &options);
     assert_eq!(names_of(&d), ["sub/c.png", "a.png"]);
     assert_eq!(d.labels(), Some(vec![7, 3]));
-    let d = open(
-        dir.path(),
-        &Options {
-            limit: Some(1),
-            ..options
-        },
-    );
+    let d = open(dir.path(), &Options { limit: Some(1), ..options });
     assert_eq!((d.len(), d.labels()), (1, Some(vec![7])));
 }
 
 #[test]
 fn one_sub_folder_a_class() {
     let dir = tempfile::tempdir().unwrap();
-    for name in [
-        "cat/2.png",
-        "cat/1.png",
-        "ant/deep/x.png",
-        "ant/z.png",
-        "dog/q.png",
-        "dog/r.png",
-    ] {
+    for name in ["cat/2.png", "cat/1.png", "ant/deep/x.png", "ant/z.png", "dog/q.png", "dog/r.png"] {
         png(&dir.path().join(name), 1);
     }
     fs::create_dir(dir.path().join("empty")).unwrap();
     let options = images(Preprocess::none(2));
     let d = open(dir.path(), &options);
-    assert_eq!(
-        names_of(&d),
-        [
-            "ant/deep/x.png",
-            "ant/z.png",
-            "cat/1.png",
-            "cat/2.png",
-            "dog/q.png",
-            "dog/r.png"
-        ]
-    );
+    assert_eq!(names_of(&d), ["ant/deep/x.png", "ant/z.png", "cat/1.png", "cat/2.png", "dog/q.png", "dog/r.png"]);
     assert_eq!(d.labels(), Some(vec![0, 0, 1, 1, 2, 2]));
     assert_eq!(d.classes().unwrap(), ["ant", "cat", "dog", "empty"]);
-    assert_eq!(
-        d.notes().len(),
-        1,
-        "the empty class is reported: {:?}",
-        d.notes()
-    );
+    assert_eq!(d.notes().len(), 1, "the empty class is reported: {:?}", d.notes());
     // A limit reaches every class.
-    let d = open(
-        dir.path(),
-        &Options {
-            limit: Some(3),
-            ..options
-        },
-    );
+    let d = open(dir.path(), &Options { limit: Some(3), ..options });
     assert_eq!(d.labels(), Some(vec![0, 1, 2]));
 }
 
@@ -120,11 +67,7 @@ fn class_folders_that_are_numbers_out_of_order_are_noted() {
     }
     let d = open(dir.path(), &images(Preprocess::none(2)));
     assert_eq!(d.labels(), Some(vec![0, 1, 2, 3]));
-    assert!(
-        d.notes().iter().any(|n| n.contains("are numbers")),
-        "{:?}",
-        d.notes()
-    );
+    assert!(d.notes().iter().any(|n| n.contains("are numbers")), "{:?}", d.notes());
 }
 
 #[test]
@@ -146,10 +89,7 @@ fn samples_are_the_same_from_several_threads() {
             .collect();
         for (t, part) in parts.into_iter().enumerate() {
             let (a, b) = part.join().unwrap();
-            assert_eq!(
-                (a.unwrap(), b.unwrap()),
-                (serial[t].clone(), serial[7 - t].clone())
-            );
+            assert_eq!((a.unwrap(), b.unwrap()), (serial[t].clone(), serial[7 - t].clone()));
         }
     });
 }
@@ -174,20 +114,14 @@ fn what_is_wrong_with_a_folder_is_said() {
     fs::write(d.join("model.onnx"), "x").unwrap();
     snapshot!("unknown_kind", fail(d.join("model.onnx")));
     png(&d.join("a.png"), 1);
-    snapshot!(
-        "needs_preprocess",
-        message(d, Dataset::open(d.join("a.png"), &Options::default()))
-    );
+    snapshot!("needs_preprocess", message(d, Dataset::open(d.join("a.png"), &Options::default())));
 
     png(&d.join("l/a.png"), 1);
     let csv = |text: &[u8]| {
         fs::write(d.join("l/labels.csv"), text).unwrap();
         fail(d.join("l"))
     };
-    snapshot!(
-        "labels_missing_file",
-        csv(b"file,label\na.png,1\n\nb.png,2\n")
-    );
+    snapshot!("labels_missing_file", csv(b"file,label\na.png,1\n\nb.png,2\n"));
     snapshot!("labels_not_a_number", csv(b"file,label\na.png,cat\n"));
     snapshot!("labels_negative", csv(b"file,label\na.png,-1\n"));
     snapshot!("labels_no_label", csv(b"file,label\na.png\n"));
@@ -209,13 +143,9 @@ fn what_is_wrong_with_an_image_is_said() {
         text.push(format!("{what}: {}", message(dir.path(), sample)));
     };
     let mut jpeg = Vec::new();
-    image::codecs::jpeg::JpegEncoder::new(&mut jpeg)
-        .encode_image(&pattern(64, 64))
-        .unwrap();
+    image::codecs::jpeg::JpegEncoder::new(&mut jpeg).encode_image(&pattern(64, 64)).unwrap();
     let mut png = std::io::Cursor::new(Vec::new());
-    pattern(64, 64)
-        .write_to(&mut png, image::ImageFormat::Png)
-        .unwrap();
+    pattern(64, 64).write_to(&mut png, image::ImageFormat::Png).unwrap();
     let png = png.into_inner();
     fail("empty", b"");
     fail("text", b"hello");

@@ -11,7 +11,6 @@ use proptest::prelude::*;
 use super::*;
 
 mod arrays;
-mod atomic;
 mod folder;
 mod preprocess;
 
@@ -28,11 +27,7 @@ fn pattern(width: u32, height: u32) -> RgbImage {
 fn oracle(image: &RgbImage, p: &Preprocess) -> Array3<f64> {
     let (w, h) = (image.width() as usize, image.height() as usize);
     let short = (p.size as f64 / p.crop_pct).floor() as usize;
-    let (nw, nh) = if w <= h {
-        (short, short * h / w)
-    } else {
-        (short * w / h, short)
-    };
+    let (nw, nh) = if w <= h { (short, short * h / w) } else { (short * w / h, short) };
     let (wx, wy) = (weights(w, nw), weights(h, nh));
     // Python's round: half to even.
     let offset = |n: usize| ((n - p.size) as f64 / 2.0).round_ties_even() as usize;
@@ -64,9 +59,7 @@ fn weights(from: usize, to: usize) -> Vec<Vec<f64>> {
     (0..to)
         .map(|o| {
             let centre = (o as f64 + 0.5) * scale;
-            let row: Vec<f64> = (0..from)
-                .map(|i| cubic((i as f64 + 0.5 - centre) / stretch))
-                .collect();
+            let row: Vec<f64> = (0..from).map(|i| cubic((i as f64 + 0.5 - centre) / stretch)).collect();
             let sum: f64 = row.iter().sum();
             row.iter().map(|v| v / sum).collect()
         })
@@ -74,10 +67,7 @@ fn weights(from: usize, to: usize) -> Vec<Vec<f64>> {
 }
 
 fn images(preprocess: Preprocess) -> Options {
-    Options {
-        preprocess: Some(preprocess),
-        ..Options::default()
-    }
+    Options { preprocess: Some(preprocess), ..Options::default() }
 }
 
 fn open(path: &Path, options: &Options) -> Dataset {
@@ -91,8 +81,7 @@ fn first(path: &Path, options: &Options) -> ArrayD<f32> {
 /// The message, with the folder of the test cut out.
 fn message(dir: &Path, result: Result<impl std::fmt::Debug, DataError>) -> String {
     let text = result.expect_err("this must be an error").to_string();
-    text.replace(&format!("{}/", dir.display()), "")
-        .replace(&dir.display().to_string(), "DIR")
+    text.replace(&format!("{}/", dir.display()), "").replace(&dir.display().to_string(), "DIR")
 }
 
 macro_rules! snapshot {

@@ -26,7 +26,7 @@ impl Build {
     }
 
     fn init(&mut self, t: Tensor) -> Value {
-        Edit::new(&mut self.graph).init(self.anchor, "c", t)
+        Edit::new(&mut self.graph).add_init(self.anchor, "c", t)
     }
 
     fn ints(&mut self, v: &[i64]) -> Value {
@@ -39,7 +39,7 @@ impl Build {
     }
 
     fn op(&mut self, new: NewOp) -> Value {
-        Edit::new(&mut self.graph).value(self.anchor, new)
+        Edit::new(&mut self.graph).add(self.anchor, new)
     }
 }
 

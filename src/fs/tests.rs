@@ -1,5 +1,9 @@
 //! Files appear whole or not at all.
 
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+
 use super::*;
 
 #[test]
@@ -11,19 +15,10 @@ fn a_failed_write_leaves_the_old_file_and_nothing_else() {
         w.write_all(b"half of the new")?;
         Err(std::io::Error::other("the disk is on fire"))
     });
-    snapshot!(
-        "atomic_write_fails",
-        error
-            .unwrap_err()
-            .to_string()
-            .replace(&dir.path().display().to_string(), "DIR")
-    );
+    let message = error.unwrap_err().to_string().replace(&dir.path().display().to_string(), "DIR");
+    assert!(message.starts_with("DIR/out.bin: cannot be written:"), "{message}");
     assert_eq!(fs::read(&path).unwrap(), b"old");
-    assert_eq!(
-        fs::read_dir(dir.path()).unwrap().count(),
-        1,
-        "no temporary file is left"
-    );
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
     write_atomic(&path, |w| w.write_all(b"new")).unwrap();
     assert_eq!(fs::read(&path).unwrap(), b"new");
     let missing = dir.path().join("no/out.bin");
