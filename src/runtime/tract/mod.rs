@@ -12,6 +12,8 @@ mod ops;
 mod session;
 mod support;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
