@@ -1,1 +1,49 @@
-//! Calibration: observers watch the sites while the graph runs.
+//! Calibration: what values a network's tensors take, and the quantisation ranges that follow from it.
+//!
+//! One pass over the samples fills one mergeable artefact; every observer is a pure function of that artefact, evaluated when a
+//! plan is made. So one calibration serves every observer, bit width and target, and shards computed anywhere merge exactly.
+//!
+//! ```text
+//! samples ─ run (workers, one session each) ─▶ Stats { value name → ValueStats { sketch, channels, per-sample ranges } }
+//! ValueStats ─ minmax | percentile | omse | kl ─▶ Range          ValueStats ─ ptf ─▶ Ptf { base, zero point, exponents }
+//! ```
+//!
+//! | file | idea |
+//! | --- | --- |
+//! | [`sketch`] | the histogram whose bins are the float's own leading bits, one a tensor |
+//! | [`channels`] | exact ranges and compact sketches, one a channel |
+//! | [`histogram`] | the common form that every observer reads: ascending bins with f64 edges |
+//! | [`stats`] | the artefact: recording, merging, checking |
+//! | [`codec`] | its file format |
+//! | [`run`] | the driver: samples in parallel over sessions of the runtime's trait |
+//! | [`observer`] | the trait, the range, what a range is asked for |
+//! | [`distortion`] | the exact squared error of quantising a histogram |
+//! | [`minmax`], [`percentile`], [`omse`], [`kl`], [`ptf`] | the observers |
+//!
+//! # What merges exactly
+//!
+//! Counts are integers and extremes are exact, so everything except the moving average is independent of the order of samples.
+//! The moving average depends on the order by definition; it is kept as per-sample ranges, sorted by sample index, and applied when
+//! a range is asked for. Its batch is therefore one sample, and it too gives the same result for every split into shards.
+
+pub mod channels;
+pub mod codec;
+pub mod distortion;
+pub mod error;
+pub mod histogram;
+pub mod kl;
+pub mod minmax;
+pub mod observer;
+pub mod omse;
+pub mod percentile;
+pub mod ptf;
+pub mod run;
+pub mod sketch;
+pub mod stats;
+
+pub use error::Error;
+pub use histogram::Histogram;
+pub use observer::{Grid, Observer, Range, RangeQuery, Target};
+pub use run::{Forward, ForwardSession, Progress, SampleSource, TapSpec, calibrate};
+pub use sketch::Sketch;
+pub use stats::{Digest, Stats, ValueStats};

@@ -1,0 +1,88 @@
+//! Cost of recording, per element, and of each observer, per tensor.
+//!
+//! `memory` reads the data and nothing else: the limit that recording is measured against. The tensor is an MLP activation of a small ViT.
+
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use std::hint::black_box;
+use vitq::calib::channels::{Channels, Layout};
+use vitq::calib::observer::{Grid, Observer, RangeQuery};
+use vitq::calib::ptf::{PtfOptions, from_stats};
+use vitq::calib::sketch::{Scratch, Sketch, finite_range};
+use vitq::calib::stats::{Recording, ValueStats};
+use vitq::calib::{kl, minmax, omse, percentile};
+
+/// Normal values whose spread differs by channel, a few of them large.
+fn activations(rows: usize, channels: usize) -> Vec<f32> {
+    let mut state = 1u64;
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 40) as f32 + 0.5) / (1u32 << 24) as f32
+    };
+    (0..rows * channels)
+        .map(|i| {
+            let normal = (-2.0 * uniform().ln()).sqrt() * (std::f32::consts::TAU * uniform()).cos();
+            normal * (1.0 + (i % channels % 7) as f32) * if i % 9973 == 0 { 40.0 } else { 1.0 }
+        })
+        .collect()
+}
+
+fn recording(c: &mut Criterion) {
+    let (rows, channels) = (197, 768);
+    let data = activations(rows, channels);
+    let relu: Vec<f32> = data.iter().map(|x| x.max(0.0)).collect();
+    let layout = Layout { outer: rows, channels, inner: 1 };
+    let mut group = c.benchmark_group("record");
+    group.throughput(Throughput::Elements(data.len() as u64));
+    group.bench_function("memory", |b| {
+        b.iter(|| black_box(&data).iter().fold(0u32, |sum, x| sum.wrapping_add(x.to_bits())));
+    });
+    group.bench_function("range", |b| b.iter(|| finite_range(black_box(&data))));
+    for (name, data) in [("normal", &data), ("half zeros", &relu)] {
+        group.bench_with_input(BenchmarkId::new("tensor sketch", name), data, |b, data| {
+            let (mut sketch, mut scratch) = (Sketch::default(), Scratch::default());
+            b.iter(|| sketch.extend(black_box(data), &mut scratch));
+        });
+    }
+    for (name, sketches) in [("channel ranges", false), ("channel sketches", true)] {
+        group.bench_function(name, |b| {
+            let mut stats = Channels::new(channels, sketches);
+            b.iter(|| {
+                if stats.count() > 1 << 30 {
+                    stats = Channels::new(channels, sketches);
+                }
+                stats.extend(black_box(&data), layout)
+            });
+        });
+    }
+    group.finish();
+}
+
+fn observers(c: &mut Criterion) {
+    let (rows, channels) = (197, 768);
+    let data = activations(rows, channels);
+    let stats = ValueStats::from_samples(Recording::with_channels(1, true), [(&[rows, channels][..], &data[..])]).unwrap();
+    let mut group = c.benchmark_group("observe");
+    group.sample_size(20);
+    let all: [(&str, Box<dyn Observer>); 4] = [
+        ("minmax", Box::new(minmax::Minmax)),
+        ("percentile", Box::new(percentile::Percentile::new(0.99999, None).unwrap())),
+        ("omse", Box::new(omse::Omse)),
+        ("kl", Box::new(kl::Kl::default())),
+    ];
+    for (name, observer) in all {
+        for (form, grid) in [("affine", Grid::affine(8).unwrap()), ("symmetric", Grid::symmetric(8).unwrap())] {
+            let query = RangeQuery::tensor(grid);
+            group.bench_function(BenchmarkId::new(name, form), |b| b.iter(|| observer.range(&stats, black_box(&query))));
+        }
+    }
+    for (name, search) in [("published", false), ("searched", true)] {
+        let options = PtfOptions { bits: 8, max_exponent: 8, search };
+        group.bench_function(BenchmarkId::new("ptf", name), |b| b.iter(|| from_stats(black_box(&stats), None, &[], options)));
+    }
+    group.finish();
+}
+
+criterion_group!(benches, recording, observers);
+criterion_main!(benches);

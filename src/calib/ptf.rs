@@ -1,0 +1,347 @@
+//! Power-of-two factors (FQ-ViT, arXiv 2111.13824, equations 5 to 7): one scale and one zero point for the tensor, one exponent a channel.
+//!
+//! `real = base · 2^α_c · (q − zp)`, `q` in `0..=2^bits − 1`, `α_c` in `0..=K` with the least squared error over the channel's elements.
+//!
+//! As published, `base = (max − min) / (2^bits − 1) / 2^K` and `zp = round(−min / (max − min) · (2^bits − 1))` from the tensor's range.
+//! That zero point is the range's, and all channels share it: where one channel reaches −577, `zp` is near the top, and every other channel has a few
+//! codes left for its positive half. So [`fit`] can also search the zero point and the base for the least total error.
+//!
+//! # Why the search is short
+//!
+//! The scales that a channel can have are a ladder, `top · 2^−j`. For one zero point, a finer rung whose codes still cover the channel holds
+//! every coarser rung's values within it, so it is nowhere worse: a channel needs no rung above the finest that covers it (`j0`). Below
+//! that, clipping only grows, and once the clipping alone (the error less the `s²/4` an element that rounding can add) is more than the best
+//! error so far, every finer rung is worse. Both cuts are exact; usually two or three rungs are left.
+
+use crate::calib::distortion::{Quantizer, Spans, round_half_even};
+use crate::calib::error::Error;
+use crate::calib::histogram::Histogram;
+use crate::calib::observer::{Range, Target, extremes};
+use crate::calib::stats::ValueStats;
+
+const NAME: &str = "PtfObserver";
+/// The largest exponent that can be asked for: the integer LayerNorm shifts codes of 8 bits by it within 32 bits.
+pub const MAX_EXPONENT: u8 = 15;
+
+/// Parameters of a power-of-two-factor quantiser.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Ptf {
+    /// The scale of a channel with exponent 0; positive.
+    pub base: f64,
+    /// The code of zero, among `0..=2^bits − 1`. For a signed container, subtract `2^(bits−1)` from codes and zero point.
+    pub zero_point: i32,
+    /// `α_c`, one a channel.
+    pub exponents: Vec<u8>,
+}
+
+/// How to choose the parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PtfOptions {
+    /// Width of a code, 2 to 16.
+    pub bits: u8,
+    /// `K`, the largest exponent allowed (published: 3).
+    pub max_exponent: u8,
+    /// Whether base and zero point are searched; otherwise they are the tensor range's, as published.
+    pub search: bool,
+}
+
+impl PtfOptions {
+    fn check(self) -> Result<(), Error> {
+        if !(2..=16).contains(&self.bits) {
+            return Err(Error::Option { name: "bits", found: self.bits.to_string(), expected: "between 2 and 16" });
+        }
+        if self.max_exponent > MAX_EXPONENT {
+            return Err(Error::Option { name: "max_exponent", found: self.max_exponent.to_string(), expected: "at most 15" });
+        }
+        Ok(())
+    }
+
+    fn qmax(self) -> f64 {
+        f64::from((1u32 << self.bits) - 1)
+    }
+}
+
+/// A fit and what it costs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PtfFit {
+    /// The parameters.
+    pub ptf: Ptf,
+    /// The sum of squared errors over all elements, estimated on the histograms and multiplied by the channels' weights.
+    pub squared_error: f64,
+}
+
+/// Fits a value with recorded channel sketches. `range` replaces the tensor's exact range (a clip chosen downstream, say); `weights` as in [`fit`].
+///
+/// # Errors
+/// Options out of range, or no channel sketches in the statistics.
+pub fn from_stats(values: &ValueStats, range: Option<Range>, weights: &[f64], options: PtfOptions) -> Result<PtfFit, Error> {
+    let range = match range {
+        Some(range) => range,
+        None => extremes(NAME, values, &Target::Tensor)?,
+    };
+    let missing = || Error::Observer {
+        observer: NAME,
+        reason: "the statistics hold no channel histograms of this value; calibrate again with them".into(),
+    };
+    let channels = values.channels().ok_or_else(missing)?;
+    let histograms: Option<Vec<Histogram>> = (0..channels.len()).map(|c| channels.histogram(c)).collect();
+    fit(&histograms.ok_or_else(missing)?, range, weights, options)
+}
+
+/// Fits one histogram a channel within the tensor's `range`. Ties go to the lowest exponent, and to the published zero point.
+///
+/// `weights` say how much a unit of squared error in a channel matters when base and zero point are searched (its effect downstream);
+/// empty means equally. A channel's own exponent does not depend on them.
+///
+/// # Errors
+/// Options out of range, a range that is not finite, weights that are not one finite positive number a channel.
+pub fn fit(channels: &[Histogram], range: Range, weights: &[f64], options: PtfOptions) -> Result<PtfFit, Error> {
+    options.check()?;
+    if !(range.lo.is_finite() && range.hi.is_finite() && range.lo <= range.hi) {
+        return Err(Error::Observer {
+            observer: NAME,
+            reason: format!("the tensor's range {} to {} is not a finite interval", range.lo, range.hi),
+        });
+    }
+    if !weights.is_empty() && (weights.len() != channels.len() || !weights.iter().all(|w| w.is_finite() && *w > 0.0)) {
+        return Err(Error::Observer {
+            observer: NAME,
+            reason: format!(
+                "{} weights for {} channels; give each channel a positive number, or none",
+                weights.len(),
+                channels.len()
+            ),
+        });
+    }
+    let range = range.with_zero();
+    if range.lo == range.hi {
+        let ptf = Ptf { base: 1.0, zero_point: 0, exponents: vec![0; channels.len()] };
+        return Ok(PtfFit { ptf, squared_error: 0.0 });
+    }
+    let channels: Vec<Channel> = channels
+        .iter()
+        .enumerate()
+        .map(|(c, histogram)| Channel::new(histogram, weights.get(c).copied().unwrap_or(1.0)))
+        .collect();
+    let published = Ladder {
+        top: (range.hi - range.lo) / options.qmax(),
+        zero_point: round_half_even(-range.lo / ((range.hi - range.lo) / options.qmax())).clamp(0.0, options.qmax()),
+    };
+    let mut best = published.fit(&channels, options, 0);
+    if options.search {
+        let mut ladder = published;
+        for zero_point in zero_points(&channels, range, options) {
+            let candidate = Ladder::covering(range, zero_point, options);
+            if best.improve(candidate.fit(&channels, options, EXTRA)) {
+                ladder = candidate;
+            }
+        }
+        // A ladder's rungs are a factor of two apart; between them lie other ladders.
+        let start = ladder;
+        for shrink in SHRINKS {
+            let candidate = Ladder { top: start.top * shrink, ..start };
+            best.improve(candidate.fit(&channels, options, EXTRA));
+        }
+        best.raise_base();
+    }
+    Ok(PtfFit {
+        ptf: Ptf { base: best.base, zero_point: best.zero_point as i32, exponents: best.exponents },
+        squared_error: best.error,
+    })
+}
+
+/// 2^(-1/4), 2^(-1/2), 2^(-3/4).
+const SHRINKS: [f64; 3] = [0.840_896_415_253_714_6, std::f64::consts::FRAC_1_SQRT_2, 0.594_603_557_501_360_5];
+/// Rungs below the covering ladder's that the search may descend: the largest channel may be clipped to 1/16.
+const EXTRA: usize = 4;
+
+/// A channel, prepared.
+struct Channel {
+    weight: f64,
+    spans: Spans,
+    lo: f64,
+    hi: f64,
+    /// Nearly all of the channel: what a zero point should serve if it does not serve a few outliers.
+    bulk: Range,
+}
+
+impl Channel {
+    fn new(histogram: &Histogram, weight: f64) -> Self {
+        let (lo, hi) = if histogram.count() == 0 { (0.0, 0.0) } else { (histogram.min(), histogram.max()) };
+        let at = |p| histogram.quantile(p).unwrap_or(0.0);
+        Self {
+            weight,
+            spans: Spans::from(histogram),
+            lo: lo.min(0.0),
+            hi: hi.max(0.0),
+            bulk: Range::new(at(0.001), at(0.999)).with_zero(),
+        }
+    }
+}
+
+/// The scales `top · 2^−j` with one zero point.
+#[derive(Debug, Clone, Copy)]
+struct Ladder {
+    top: f64,
+    zero_point: f64,
+}
+
+struct Fit {
+    base: f64,
+    zero_point: f64,
+    exponents: Vec<u8>,
+    error: f64,
+}
+
+impl Fit {
+    fn improve(&mut self, other: Self) -> bool {
+        let better = other.error < self.error;
+        if better {
+            *self = other;
+        }
+        better
+    }
+
+    /// The same quantiser with the largest base.
+    fn raise_base(&mut self) {
+        let least = self.exponents.iter().copied().min().unwrap_or(0);
+        self.base *= pow2(least.into());
+        self.exponents.iter_mut().for_each(|e| *e -= least);
+    }
+}
+
+/// 2^n, exactly.
+fn pow2(n: u32) -> f64 {
+    f64::from(1u32 << n.min(31))
+}
+
+impl Ladder {
+    /// The smallest top that covers the range with this zero point.
+    fn covering(range: Range, zero_point: f64, options: PtfOptions) -> Self {
+        Self { top: scale_needed(range, zero_point, options.qmax()), zero_point }
+    }
+
+    /// The best window of `K + 1` rungs that begins at rung `0..=extra`, and each channel's best rung within it.
+    fn fit(&self, channels: &[Channel], options: PtfOptions, extra: usize) -> Fit {
+        let k = usize::from(options.max_exponent);
+        let rungs = k + extra + 1;
+        let errors: Vec<Vec<f64>> = channels.iter().map(|c| self.rung_errors(c, options, rungs, extra)).collect();
+        let mut best: Option<Fit> = None;
+        for start in 0..=extra {
+            let mut total = 0.0;
+            let mut exponents = Vec::with_capacity(channels.len());
+            for (channel, errors) in channels.iter().zip(&errors) {
+                let (mut exponent, mut least) = (0, f64::INFINITY);
+                for alpha in 0..=options.max_exponent {
+                    let error = errors.get(start + k - usize::from(alpha)).copied().unwrap_or(f64::INFINITY);
+                    if error < least {
+                        (exponent, least) = (alpha, error);
+                    }
+                }
+                total += channel.weight * least;
+                exponents.push(exponent);
+            }
+            if best.as_ref().is_none_or(|best| total < best.error) {
+                best =
+                    Some(Fit { base: self.top / pow2((start + k) as u32), zero_point: self.zero_point, exponents, error: total });
+            }
+        }
+        best.unwrap_or(Fit {
+            base: self.top,
+            zero_point: self.zero_point,
+            exponents: vec![0; channels.len()],
+            error: f64::INFINITY,
+        })
+    }
+
+    /// The error on each rung; infinity where the module's two cuts show that the rung cannot win in any window.
+    fn rung_errors(&self, channel: &Channel, options: PtfOptions, rungs: usize, extra: usize) -> Vec<f64> {
+        let mut errors = vec![f64::INFINITY; rungs];
+        let scale = |j: usize| self.top / pow2(j as u32);
+        let need = scale_needed(Range::new(channel.lo, channel.hi), self.zero_point, options.qmax());
+        // The finest covering rung; a window that ends before it takes its own finest rung, which is computed below.
+        let covering = (0..rungs).rev().find(|&j| scale(j) >= need).unwrap_or(0);
+        let first = covering.min(rungs - 1 - extra);
+        let mut best = f64::INFINITY;
+        for (j, slot) in errors.iter_mut().enumerate().skip(first) {
+            let s = scale(j);
+            let error = channel.spans.squared_error(&Quantizer {
+                scale: s,
+                zero_point: self.zero_point,
+                qmin: 0.0,
+                qmax: options.qmax(),
+            });
+            *slot = error;
+            let clipping = error - 0.25 * s * s * channel.spans.count();
+            best = best.min(error);
+            // Windows may begin as late as `extra`, so rungs up to there are always known.
+            if j >= extra && clipping > best {
+                break;
+            }
+        }
+        errors
+    }
+}
+
+/// The least scale with which codes `0..=qmax` cover a range that includes zero.
+fn scale_needed(range: Range, zero_point: f64, qmax: f64) -> f64 {
+    let side = |reach: f64, codes: f64| {
+        if reach <= 0.0 {
+            0.0
+        } else if codes > 0.0 {
+            reach / codes
+        } else {
+            f64::INFINITY
+        }
+    };
+    side(range.hi, qmax - zero_point).max(side(-range.lo, zero_point))
+}
+
+/// `⌊log2 x⌋` for `x ≥ 1` (infinity included), 0 below.
+fn octaves(x: f64) -> u32 {
+    u32::try_from(((x.to_bits() >> 52) & 0x7ff).saturating_sub(1023)).unwrap_or(0)
+}
+
+/// Zero points worth an exact evaluation: the range's, the middle, and those with which the finest covering rungs are finest,
+/// judged by `Σ w·n·s²` over whole channels and over their bulk.
+fn zero_points(channels: &[Channel], range: Range, options: PtfOptions) -> Vec<f64> {
+    let qmax = options.qmax();
+    let k = u32::from(options.max_exponent);
+    let published = round_half_even(-range.lo / (range.hi - range.lo) * qmax).clamp(0.0, qmax);
+    let mut found = vec![published, (qmax + 1.0) / 2.0];
+    let needs: [fn(&Channel) -> Range; 2] = [|c| Range::new(c.lo, c.hi), |c| c.bulk];
+    let step = (1usize << options.bits).div_ceil(256);
+    for part in needs {
+        let mut best = (f64::INFINITY, published);
+        for zero_point in (0..=qmax as usize).step_by(step) {
+            let zero_point = zero_point as f64;
+            let top = channels.iter().map(|c| scale_needed(part(c), zero_point, qmax)).fold(0.0, f64::max);
+            if !(top > 0.0 && top.is_finite()) {
+                continue;
+            }
+            let mut total = 0.0;
+            for channel in channels {
+                let need = scale_needed(part(channel), zero_point, qmax);
+                let s = top / pow2(octaves(top / need).min(k));
+                total += channel.weight * channel.spans.count() * s * s;
+            }
+            if total < best.0 {
+                best = (total, zero_point);
+            }
+        }
+        found.push(best.1);
+    }
+    let mut distinct = Vec::new();
+    for zero_point in found {
+        // A zero point at an end cannot cover a two-sided range at all.
+        let covers = scale_needed(range, zero_point, qmax).is_finite();
+        if covers && !distinct.contains(&zero_point) {
+            distinct.push(zero_point);
+        }
+    }
+    distinct
+}
+
+#[cfg(test)]
+#[path = "ptf_tests.rs"]
+mod tests;

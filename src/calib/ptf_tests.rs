@@ -1,0 +1,173 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+use super::*;
+use crate::calib::channels::{Channels, Layout};
+use crate::calib::sketch::Sketch;
+use proptest::prelude::*;
+
+struct Random(u64);
+
+impl Random {
+    fn uniform(&mut self) -> f64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((self.0 >> 40) as f64 + 0.5) / (1u64 << 24) as f64
+    }
+    fn normal(&mut self) -> f64 {
+        (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
+    }
+}
+
+/// Textbook: quantise raw values on codes `0..=qmax`.
+fn raw_error(data: &[f32], scale: f64, zp: f64, qmax: f64) -> f64 {
+    data.iter()
+        .map(|&x| {
+            let x = f64::from(x);
+            let q = ((x / scale).round_ties_even() + zp).clamp(0.0, qmax);
+            (x - scale * (q - zp)).powi(2)
+        })
+        .sum()
+}
+
+/// Equations 5 to 7, by trying every exponent on the raw channel.
+fn published(channels: &[Vec<f32>], bits: u8, k: u8) -> (f64, f64, Vec<f64>) {
+    let qmax = f64::from((1u32 << bits) - 1);
+    let all = channels.concat();
+    let lo = all.iter().copied().fold(0.0f32, f32::min);
+    let hi = all.iter().copied().fold(0.0f32, f32::max);
+    let s = (f64::from(hi) - f64::from(lo)) / qmax;
+    let zp = (-f64::from(lo) / s).round_ties_even().clamp(0.0, qmax);
+    let base = s / 2f64.powi(k.into());
+    let least = channels
+        .iter()
+        .map(|c| (0..=k).map(|a| raw_error(c, base * 2f64.powi(a.into()), zp, qmax)).fold(f64::INFINITY, f64::min))
+        .collect();
+    (base, zp, least)
+}
+
+fn statistics(channels: &[Vec<f32>]) -> (Vec<Histogram>, Range) {
+    let n = channels[0].len();
+    let flat: Vec<f32> = (0..n).flat_map(|i| channels.iter().map(move |c| c[i])).collect();
+    let layout = Layout { outer: n, channels: channels.len(), inner: 1 };
+    let stats = Channels::from_slice(&flat, layout, true).unwrap();
+    let (lo, hi) = Sketch::from_slice(&flat).unwrap().range().unwrap();
+    let histograms = (0..channels.len()).map(|c| stats.histogram(c).unwrap()).collect();
+    (histograms, Range::new(lo.into(), hi.into()))
+}
+
+fn total(channels: &[Vec<f32>], fit: &Ptf, bits: u8) -> f64 {
+    let qmax = f64::from((1u32 << bits) - 1);
+    channels
+        .iter()
+        .zip(&fit.exponents)
+        .map(|(c, &a)| raw_error(c, fit.base * 2f64.powi(a.into()), fit.zero_point.into(), qmax))
+        .sum()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    /// Clipping a channel's few largest values is judged by bins that are an eighth wide, so near ties may go either way.
+    #[test]
+    fn each_channel_is_as_good_as_brute_force_on_raw_data(seed in 0u64..10_000, k in 0u8..9, bits in 4u8..9, shift in -4.0f64..4.0) {
+        let mut random = Random(seed);
+        let channels: Vec<Vec<f32>> = (0..12).map(|_| {
+            let width = 2f64.powf(6.0 * random.uniform() - 3.0);
+            let mean = 0.25 * shift * width * random.normal();
+            (0..600).map(|_| (width * random.normal() + mean) as f32).collect()
+        }).collect();
+        let (histograms, range) = statistics(&channels);
+        let (base, zp, least) = published(&channels, bits, k);
+        let fitted = fit(&histograms, range, &[], PtfOptions { bits, max_exponent: k, search: false }).unwrap();
+        prop_assert!((fitted.ptf.base - base).abs() <= 1e-12 * base);
+        prop_assert_eq!(f64::from(fitted.ptf.zero_point), zp);
+        let qmax = f64::from((1u32 << bits) - 1);
+        for ((c, &a), least) in channels.iter().zip(&fitted.ptf.exponents).zip(&least) {
+            prop_assert!(a <= k);
+            let error = raw_error(c, base * 2f64.powi(a.into()), zp, qmax);
+            prop_assert!(error <= least * 1.35, "{} against {}", error, least);
+        }
+        let estimate: f64 = total(&channels, &fitted.ptf, bits);
+        prop_assert!(estimate <= 1.2 * least.iter().sum::<f64>());
+        prop_assert!((fitted.squared_error - estimate).abs() <= 0.1 * estimate, "{} against {}", fitted.squared_error, estimate);
+
+        let searched = fit(&histograms, range, &[], PtfOptions { bits, max_exponent: k, search: true }).unwrap();
+        prop_assert!(searched.squared_error <= fitted.squared_error);
+        prop_assert!(total(&channels, &searched.ptf, bits) <= 1.2 * estimate);
+        prop_assert!(searched.ptf.exponents.iter().all(|&a| a <= k));
+    }
+
+    /// The two cuts against all rungs, on the same histograms: exactly the same choice.
+    #[test]
+    fn the_cuts_change_nothing(seed in 0u64..10_000, k in 0u8..9, shift in -3.0f64..3.0) {
+        let mut random = Random(seed);
+        let channels: Vec<Vec<f32>> = (0..6).map(|_| {
+            let width = 2f64.powf(16.0 * random.uniform() - 10.0);
+            (0..200).map(|_| (width * (random.normal() + shift)) as f32).collect()
+        }).collect();
+        let (histograms, range) = statistics(&channels);
+        let fitted = fit(&histograms, range, &[], PtfOptions { bits: 8, max_exponent: k, search: false }).unwrap();
+        for (h, &a) in histograms.iter().zip(&fitted.ptf.exponents) {
+            let errors: Vec<f64> = (0..=k).map(|a| Spans::from(h).squared_error(&Quantizer {
+                scale: fitted.ptf.base * 2f64.powi(a.into()), zero_point: fitted.ptf.zero_point.into(), qmin: 0.0, qmax: 255.0,
+            })).collect();
+            let least = errors.iter().copied().fold(f64::INFINITY, f64::min);
+            prop_assert!(errors[usize::from(a)] <= least * (1.0 + 1e-9), "{:?} at {}", errors, a);
+        }
+    }
+}
+
+/// The shape of ViT-Tiny's residual: one channel reaches −577 for a few tokens, the others stay within 14.
+#[test]
+fn a_massive_negative_channel_does_not_cost_the_others_their_sign() {
+    let mut random = Random(7);
+    let mut channels: Vec<Vec<f32>> = (0..64).map(|_| (0..800).map(|_| (3.0 * random.normal()) as f32).collect()).collect();
+    for i in 0..4 {
+        channels[41][i * 197] = -577.0 + i as f32;
+    }
+    let (histograms, range) = statistics(&channels);
+    let options = |max_exponent, search| PtfOptions { bits: 8, max_exponent, search };
+    let per_channel = |ptf: &Ptf, skip: usize| {
+        let kept: Vec<Vec<f32>> = channels.iter().enumerate().filter(|(c, _)| *c != skip).map(|(_, d)| d.clone()).collect();
+        let mut rest = ptf.clone();
+        rest.exponents.remove(skip);
+        total(&kept, &rest, 8) / (63.0 * 800.0)
+    };
+    let paper = fit(&histograms, range, &[], options(3, false)).unwrap();
+    let wide = fit(&histograms, range, &[], options(8, false)).unwrap();
+    let searched = fit(&histograms, range, &[], options(8, true)).unwrap();
+    let errors = [&paper, &wide, &searched].map(|f| per_channel(&f.ptf, 41));
+    // The published zero point is about 250, so more exponents cannot help the positive half.
+    assert!(errors[2] < 0.03 * errors[0], "{errors:?}");
+    assert!(searched.ptf.exponents[41] >= 4, "{:?}", searched.ptf);
+    // The total is mostly channel 41's own; a weight says that it does not matter, and the others get near 24/256's 7e-4.
+    let weights: Vec<f64> = (0..64).map(|c| if c == 41 { 1e-3 } else { 1.0 }).collect();
+    let weighted = fit(&histograms, range, &weights, options(8, true)).unwrap();
+    assert!(per_channel(&weighted.ptf, 41) < 1.2e-3, "{}", per_channel(&weighted.ptf, 41));
+    assert!(searched.squared_error <= wide.squared_error && wide.squared_error <= paper.squared_error);
+}
+
+#[test]
+fn degenerate_inputs() {
+    let options = PtfOptions { bits: 8, max_exponent: 3, search: true };
+    let zeros = Channels::from_slice(&[0.0; 8], Layout { outer: 4, channels: 2, inner: 1 }, true).unwrap();
+    let zeros: Vec<Histogram> = (0..2).map(|c| zeros.histogram(c).unwrap()).collect();
+    let fitted = fit(&zeros, Range::new(0.0, 0.0), &[], options).unwrap();
+    assert_eq!((fitted.ptf.base, fitted.ptf.exponents, fitted.squared_error), (1.0, vec![0, 0], 0.0));
+    // A channel of zeros beside a live one takes the lowest exponent.
+    let mixed = Channels::from_slice(&[0.0, 8.0, 0.0, -8.0], Layout { outer: 2, channels: 2, inner: 1 }, true).unwrap();
+    let mixed: Vec<Histogram> = (0..2).map(|c| mixed.histogram(c).unwrap()).collect();
+    for search in [false, true] {
+        let fitted = fit(&mixed, Range::new(-8.0, 8.0), &[], PtfOptions { search, ..options }).unwrap();
+        assert_eq!(fitted.ptf.exponents[0], 0);
+    }
+    assert!(fit(&[], Range::new(-1.0, 1.0), &[], options).unwrap().ptf.exponents.is_empty());
+    assert!(fit(&mixed, Range::new(-8.0, 8.0), &[1.0], options).is_err());
+    assert!(fit(&mixed, Range::new(-8.0, 8.0), &[1.0, f64::NAN], options).is_err());
+    assert!(fit(&mixed, Range::new(f64::NAN, 1.0), &[], options).is_err());
+    assert!(fit(&mixed, Range::new(-1.0, 1.0), &[], PtfOptions { bits: 17, ..options }).is_err());
+    assert!(fit(&mixed, Range::new(-1.0, 1.0), &[], PtfOptions { max_exponent: 16, ..options }).is_err());
+    // One-sided data.
+    let positive = Channels::from_slice(&[1.0, 8.0, 2.0, 300.0], Layout { outer: 2, channels: 2, inner: 1 }, true).unwrap();
+    let positive: Vec<Histogram> = (0..2).map(|c| positive.histogram(c).unwrap()).collect();
+    let fitted = fit(&positive, Range::new(1.0, 300.0), &[], PtfOptions { max_exponent: 8, ..options }).unwrap();
+    assert_eq!(fitted.ptf.zero_point, 0);
+    assert!(fitted.ptf.exponents[1] > fitted.ptf.exponents[0]);
+}

@@ -1,0 +1,412 @@
+//! The tensor sketch: a one-pass histogram that needs no range and no order.
+//!
+//! A bin is (sign, exponent, leading [`MANTISSA_BITS`] mantissa bits), that is, the upper 16 bits of the float itself. The bins
+//! exist before any data does, so counting is exact, merging adds integers, and every split of the data gives the same sketch.
+//!
+//! # Error bound
+//!
+//! A bin spans `[x, x·(1 + 2^-7))` at most, so a bin's centre is within a relative `2^-8` (0.39 %) of every value in it, and any order statistic
+//! taken inside the right bin is within one bin width, `2^-7` (0.78 %). `min`, `max` and all ranks of bins are exact. Subnormal values
+//! (below 1.2e-38) count as zero.
+
+use crate::calib::histogram::{Bin, Histogram};
+use std::collections::BTreeMap;
+
+/// Leading mantissa bits that select a bin.
+pub const MANTISSA_BITS: u32 = 7;
+/// Bins that share one sign and exponent.
+pub(crate) const PAGE: usize = 1 << MANTISSA_BITS;
+/// All bins: sign, 8 exponent bits, mantissa bits.
+const SLOTS: usize = 1 << (9 + MANTISSA_BITS);
+/// Upper bits of a float that make the bin.
+const SHIFT: u32 = 23 - MANTISSA_BITS;
+/// Largest exponent field of a finite float.
+pub(crate) const MAX_EXPONENT: u16 = 254;
+
+/// Non-finite elements found where finite ones were expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NonFinite {
+    /// NaN elements.
+    pub nan: u64,
+    /// Elements that are positive or negative infinity.
+    pub infinite: u64,
+}
+
+impl NonFinite {
+    /// Counts the non-finite elements of `data`.
+    #[must_use]
+    pub fn in_slice(data: &[f32]) -> Self {
+        let mut found = Self { nan: 0, infinite: 0 };
+        for x in data {
+            found.nan += u64::from(x.is_nan());
+            found.infinite += u64::from(x.is_infinite());
+        }
+        found
+    }
+}
+
+/// The exact extremes of a slice, at about memory speed. `-0.0` counts as `0.0`, so that the result does not depend on the order.
+///
+/// An empty slice gives `(inf, -inf)`.
+///
+/// # Errors
+/// The slice holds NaN or infinity.
+pub fn finite_range(data: &[f32]) -> Result<(f32, f32), NonFinite> {
+    const LANES: usize = 16;
+    let mut lo = [f32::INFINITY; LANES];
+    let mut hi = [f32::NEG_INFINITY; LANES];
+    // x·0 is ±0 for a finite x and NaN otherwise: one multiply-add sees both NaN and infinity.
+    let mut poison = [0.0f32; LANES];
+    let chunks = data.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (((&x, lo), hi), poison) in chunk.iter().zip(&mut lo).zip(&mut hi).zip(&mut poison) {
+            *lo = if x < *lo { x } else { *lo };
+            *hi = if x > *hi { x } else { *hi };
+            *poison += x * 0.0;
+        }
+    }
+    for (((&x, lo), hi), poison) in rest.iter().zip(&mut lo).zip(&mut hi).zip(&mut poison) {
+        *lo = if x < *lo { x } else { *lo };
+        *hi = if x > *hi { x } else { *hi };
+        *poison += x * 0.0;
+    }
+    if poison.iter().any(|p| p.is_nan()) {
+        return Err(NonFinite::in_slice(data));
+    }
+    let lo = lo.into_iter().fold(f32::INFINITY, f32::min);
+    let hi = hi.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    Ok((lo + 0.0, hi + 0.0))
+}
+
+/// A worker's counting table: every bin there is, indexed by the float's upper 16 bits without a branch.
+///
+/// 512 KiB, of which one tensor touches a few; two lanes, so that runs of one value (zeros, say) do not wait for their own stores.
+#[derive(Debug)]
+pub struct Scratch {
+    table: Vec<[u32; 2]>,
+    filled: u64,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self { table: vec![[0; 2]; SLOTS], filled: 0 }
+    }
+}
+
+impl Scratch {
+    /// Elements that may be counted before the table is drained: its counters are 32 bits wide.
+    pub(crate) const LIMIT: usize = u32::MAX as usize;
+
+    /// Counts `data`, at most [`Scratch::LIMIT`] finite elements, into the empty table.
+    pub(crate) fn tally(&mut self, data: &[f32]) {
+        self.filled += data.len() as u64;
+        let Some(table) = self.table.first_chunk_mut::<SLOTS>() else {
+            return;
+        };
+        let pairs = data.chunks_exact(4);
+        let rest = pairs.remainder();
+        for quad in pairs {
+            if let [a, b, c, d] = quad {
+                table[(a.to_bits() >> SHIFT) as usize][0] += 1;
+                table[(b.to_bits() >> SHIFT) as usize][1] += 1;
+                table[(c.to_bits() >> SHIFT) as usize][0] += 1;
+                table[(d.to_bits() >> SHIFT) as usize][1] += 1;
+            }
+        }
+        for x in rest {
+            table[(x.to_bits() >> SHIFT) as usize][0] += 1;
+        }
+    }
+
+    /// Takes one page (a sign's exponent) out of the table, leaving zeros. `None` if it was empty.
+    fn drain(&mut self, negative: bool, exponent: u16) -> Option<([u64; PAGE], u64)> {
+        let start = usize::from(negative) * (SLOTS / 2) + usize::from(exponent) * PAGE;
+        let page = self.table.get_mut(start..start + PAGE)?;
+        if page.iter().fold(0, |any, [a, b]| any | a | b) == 0 {
+            return None;
+        }
+        let mut counts = [0; PAGE];
+        let mut total = 0;
+        for (slot, count) in page.iter_mut().zip(&mut counts) {
+            *count = u64::from(slot[0]) + u64::from(slot[1]);
+            total += *count;
+            *slot = [0; 2];
+        }
+        Some((counts, total))
+    }
+}
+
+/// Where a page stands among all pages, ascending with the values it holds: positive exponents as they are, negative ones mirrored.
+pub(crate) type PageKey = i16;
+
+fn page_key(negative: bool, exponent: u16) -> PageKey {
+    let exponent = exponent.cast_signed();
+    if negative { -1 - exponent } else { exponent }
+}
+
+/// Sign and exponent field of a key.
+pub(crate) fn split_key(key: PageKey) -> (bool, u16) {
+    if key < 0 { (true, (-1 - key).unsigned_abs()) } else { (false, key.unsigned_abs()) }
+}
+
+/// The mergeable histogram of one tensor over any number of samples. See the module's page for bins and error bound.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sketch {
+    pub(crate) count: u64,
+    pub(crate) zero: u64,
+    pub(crate) min: f32,
+    pub(crate) max: f32,
+    pub(crate) pages: BTreeMap<PageKey, Box<[u64; PAGE]>>,
+}
+
+impl Default for Sketch {
+    fn default() -> Self {
+        Self { count: 0, zero: 0, min: f32::INFINITY, max: f32::NEG_INFINITY, pages: BTreeMap::new() }
+    }
+}
+
+impl Sketch {
+    /// The sketch of one slice, weights for example.
+    ///
+    /// # Errors
+    /// The slice holds NaN or infinity.
+    pub fn from_slice(data: &[f32]) -> Result<Self, NonFinite> {
+        let mut sketch = Self::default();
+        sketch.extend(data, &mut Scratch::default())?;
+        Ok(sketch)
+    }
+
+    /// Adds the elements of `data`. On an error the sketch is unchanged.
+    ///
+    /// # Errors
+    /// The slice holds NaN or infinity.
+    pub fn extend(&mut self, data: &[f32], scratch: &mut Scratch) -> Result<(), NonFinite> {
+        let (lo, hi) = finite_range(data)?;
+        self.extend_known(data, (lo, hi), scratch);
+        Ok(())
+    }
+
+    /// Adds finite elements whose exact extremes the caller already has.
+    pub(crate) fn extend_known(&mut self, data: &[f32], range: (f32, f32), scratch: &mut Scratch) {
+        for part in data.chunks(Scratch::LIMIT) {
+            scratch.tally(part);
+            self.absorb(range, scratch);
+        }
+    }
+
+    /// Takes over what a scratch table has counted, elements within `range`; the table is left empty.
+    pub(crate) fn absorb(&mut self, (lo, hi): (f32, f32), scratch: &mut Scratch) {
+        let mut left = std::mem::take(&mut scratch.filled);
+        if left == 0 {
+            return;
+        }
+        self.min = self.min.min(lo);
+        self.max = self.max.max(hi);
+        self.count += left;
+        for negative in [false, true] {
+            if let Some((_, total)) = scratch.drain(negative, 0) {
+                self.zero += total;
+                left -= total;
+            }
+        }
+        // Downwards from the largest magnitude until every element is accounted for: the table's other pages are empty.
+        let largest = lo.abs().max(hi.abs()).to_bits() >> 23;
+        let mut exponent = u16::try_from(largest).unwrap_or(MAX_EXPONENT).min(MAX_EXPONENT);
+        while left > 0 && exponent > 0 {
+            for negative in [false, true] {
+                if let Some((counts, total)) = scratch.drain(negative, exponent) {
+                    let page = self.page(page_key(negative, exponent));
+                    for (sum, count) in page.iter_mut().zip(&counts) {
+                        *sum += count;
+                    }
+                    left -= total;
+                }
+            }
+            exponent -= 1;
+        }
+        debug_assert_eq!(left, 0, "an element outside of the given extremes");
+    }
+
+    fn page(&mut self, key: PageKey) -> &mut [u64; PAGE] {
+        self.pages.entry(key).or_insert_with(|| Box::new([0; PAGE]))
+    }
+
+    /// Adds another sketch. Commutative and associative, exactly.
+    pub fn merge(&mut self, other: &Self) {
+        self.count += other.count;
+        self.zero += other.zero;
+        self.min = self.min.min(other.min);
+        self.max = self.max.max(other.max);
+        for (&key, counts) in &other.pages {
+            for (sum, count) in self.page(key).iter_mut().zip(counts.iter()) {
+                *sum += count;
+            }
+        }
+    }
+
+    /// Elements seen.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Elements that are zero or subnormal.
+    #[must_use]
+    pub fn zeros(&self) -> u64 {
+        self.zero
+    }
+
+    /// The exact extremes, or `None` before any element.
+    #[must_use]
+    pub fn range(&self) -> Option<(f32, f32)> {
+        (self.count > 0).then_some((self.min, self.max))
+    }
+
+    /// The sketch as ascending bins, `2^bits` to an octave. `bits` above [`MANTISSA_BITS`] gives the full resolution.
+    #[must_use]
+    pub fn histogram(&self, bits: u32) -> Histogram {
+        let group = PAGE >> bits.min(MANTISSA_BITS);
+        let mut bins = Vec::new();
+        let mut zero_pending = self.zero;
+        for (&key, counts) in &self.pages {
+            if key >= 0 && zero_pending > 0 {
+                bins.push(Bin::point(0.0, zero_pending));
+                zero_pending = 0;
+            }
+            let (negative, exponent) = split_key(key);
+            let start = bins.len();
+            for (j, counts) in counts.chunks(group).enumerate() {
+                let count: u64 = counts.iter().sum();
+                if count > 0 {
+                    let (from, to) = (j * group, (j + 1) * group);
+                    let (a, b) = (edge(exponent, from as f64 / PAGE as f64), edge(exponent, to as f64 / PAGE as f64));
+                    bins.push(if negative { Bin { lo: -b, hi: -a, count } } else { Bin { lo: a, hi: b, count } });
+                }
+            }
+            if negative && let Some(page) = bins.get_mut(start..) {
+                page.reverse();
+            }
+        }
+        if zero_pending > 0 {
+            bins.push(Bin::point(0.0, zero_pending));
+        }
+        Histogram::new(bins, f64::from(self.min), f64::from(self.max))
+    }
+}
+
+/// The magnitude at `fraction` of the octave that the exponent field names; exact.
+pub(crate) fn edge(exponent: u16, fraction: f64) -> f64 {
+    let octave = f64::from_bits((u64::from(exponent) + 1023 - 127) << 52);
+    octave * (1.0 + fraction)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Any finite float, with the awkward ones made frequent.
+    fn any_f32() -> impl Strategy<Value = f32> {
+        prop_oneof![
+            4 => -10.0f32..10.0,
+            2 => proptest::num::f32::NORMAL,
+            1 => proptest::num::f32::SUBNORMAL,
+            1 => prop_oneof![Just(0.0f32), Just(-0.0), Just(f32::MAX), Just(f32::MIN), Just(1.0), Just(-2.0)],
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_element_lies_in_its_bin(data in prop::collection::vec(any_f32(), 1..300), bits in 0u32..9) {
+            let sketch = Sketch::from_slice(&data).unwrap();
+            let histogram = sketch.histogram(bits);
+            let mut expected = vec![0u64; histogram.bins().len()];
+            for &x in &data {
+                let x = if x.is_subnormal() { 0.0 } else { f64::from(x) };
+                // Half-open away from zero, closed at the clipped ends.
+                let found: Vec<usize> = histogram.bins().iter().enumerate().filter(|&(i, b)| {
+                    if b.lo == b.hi { x == b.lo }
+                    else if b.lo >= 0.0 { x >= b.lo && (x < b.hi || (x == b.hi && i + 1 == expected.len())) }
+                    else { (x > b.lo || (x == b.lo && i == 0)) && x <= b.hi }
+                }).map(|(i, _)| i).collect();
+                prop_assert_eq!(found.len(), 1, "{} in {:?}", x, histogram);
+                expected[found[0]] += 1;
+            }
+            let counts: Vec<u64> = histogram.bins().iter().map(|b| b.count).collect();
+            prop_assert_eq!(counts, expected);
+            let width = 2.0f64.powi(-(bits.min(MANTISSA_BITS) as i32));
+            for b in histogram.bins() {
+                let near = b.lo.abs().min(b.hi.abs());
+                prop_assert!(b.hi - b.lo <= near * width * (1.0 + 1e-12) || b.lo == b.hi);
+            }
+            for pair in histogram.bins().windows(2) {
+                prop_assert!(pair[0].hi <= pair[1].lo);
+            }
+        }
+
+        #[test]
+        fn extremes_are_exact(data in prop::collection::vec(any_f32(), 1..100)) {
+            let sketch = Sketch::from_slice(&data).unwrap();
+            let lo = data.iter().copied().fold(f32::INFINITY, f32::min) + 0.0;
+            let hi = data.iter().copied().fold(f32::NEG_INFINITY, f32::max) + 0.0;
+            prop_assert_eq!(sketch.range().map(|(l, h)| (l.to_bits(), h.to_bits())), Some((lo.to_bits(), hi.to_bits())));
+            prop_assert_eq!(sketch.count(), data.len() as u64);
+        }
+
+        #[test]
+        fn any_split_in_any_order_is_one_sketch(
+            data in prop::collection::vec(any_f32(), 0..200),
+            cuts in prop::collection::vec(0usize..200, 0..6),
+            rotate in 0usize..7,
+        ) {
+            let whole = Sketch::from_slice(&data).unwrap();
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|c| c.min(data.len())).collect();
+            cuts.extend([0, data.len()]);
+            cuts.sort_unstable();
+            let mut parts: Vec<Sketch> = cuts.windows(2).map(|w| Sketch::from_slice(&data[w[0]..w[1]]).unwrap()).collect();
+            let turn = rotate % parts.len();
+            parts.rotate_left(turn);
+            // A left fold, and a fold of pairs: another association.
+            let mut left = Sketch::default();
+            parts.iter().for_each(|p| left.merge(p));
+            while parts.len() > 1 {
+                parts = parts.chunks(2).map(|pair| {
+                    let mut sum = pair[0].clone();
+                    if let Some(second) = pair.get(1) { sum.merge(second); }
+                    sum
+                }).collect();
+            }
+            prop_assert_eq!(&left, &whole);
+            prop_assert_eq!(left.min.to_bits(), whole.min.to_bits());
+            prop_assert_eq!(&parts[0], &whole);
+        }
+    }
+
+    #[test]
+    fn non_finite_elements_are_counted_and_leave_no_trace() {
+        let mut sketch = Sketch::from_slice(&[1.0, -3.0]).unwrap();
+        let before = sketch.clone();
+        let mut scratch = Scratch::default();
+        let mut data = vec![1.0f32; 40];
+        data[3] = f32::NAN;
+        data[17] = f32::INFINITY;
+        data[39] = f32::NEG_INFINITY;
+        let error = sketch.extend(&data, &mut scratch).unwrap_err();
+        assert_eq!(error, NonFinite { nan: 1, infinite: 2 });
+        assert_eq!(sketch, before);
+        sketch.extend(&[2.0], &mut scratch).unwrap();
+        assert_eq!(sketch.count(), 3);
+    }
+
+    #[test]
+    fn negative_zero_and_order_do_not_show() {
+        let a = Sketch::from_slice(&[0.0, -0.0]).unwrap();
+        let b = Sketch::from_slice(&[-0.0, 0.0]).unwrap();
+        assert_eq!(a.min.to_bits(), b.min.to_bits());
+        assert_eq!(a.min.to_bits(), 0);
+        assert_eq!(a.zeros(), 2);
+        assert_eq!(Sketch::default().range(), None);
+    }
+}
