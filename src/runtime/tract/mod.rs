@@ -8,6 +8,7 @@
 mod build;
 mod convert;
 mod error;
+mod forward;
 mod ops;
 mod session;
 mod support;

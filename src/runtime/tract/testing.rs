@@ -7,8 +7,7 @@ use ndarray::{ArrayD, IxDyn};
 
 use super::{Engine, EngineOptions};
 use crate::ir::{
-    AI_VITQ, AttrValue, DType, Dim, Edit, Graph, Header, Model, NewOp, NodeId, NodeKind, OpsetImport, Tensor, Value,
-    ValueInfo,
+    AI_VITQ, AttrValue, DType, Dim, Edit, Graph, Header, Model, NewOp, NodeId, NodeKind, OpsetImport, Tensor, Value, ValueInfo,
 };
 
 /// A graph of one float input `x`.
@@ -49,7 +48,15 @@ impl Build {
     }
 
     /// QuantizeLinear or DequantizeLinear with constants.
-    pub(super) fn linear(&mut self, op_type: &str, name: &str, x: Value, scale: Tensor, zero: Option<Tensor>, axis: Option<i64>) -> Value {
+    pub(super) fn linear(
+        &mut self,
+        op_type: &str,
+        name: &str,
+        x: Value,
+        scale: Tensor,
+        zero: Option<Tensor>,
+        axis: Option<i64>,
+    ) -> Value {
         let scale = self.init(&format!("{name}.scale"), scale);
         let zero = zero.map(|z| self.init(&format!("{name}.zero"), z));
         let mut op = NewOp::std(op_type, name).input(x).input(scale).maybe_input(zero);

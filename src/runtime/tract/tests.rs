@@ -5,7 +5,7 @@ use ndarray::ArrayD;
 
 use super::testing::{Build, array, refused, run, strings, values};
 use super::{Engine, EngineError, EngineOptions};
-use crate::ir::{AttrValue, DType, Dim, Edit, Graph, NewOp, OpName, Tensor};
+use crate::ir::{AttrValue, Dim, Edit, Graph, NewOp, OpName, Tensor};
 
 /// DQ(W) of a constant is computed once: the plan holds no DequantizeLinear, and the weight's value is a constant tap.
 #[test]
@@ -216,4 +216,21 @@ fn threads_share_one_engine() {
             });
         }
     });
+}
+
+/// The calibration driver reaches the same plan through its own trait.
+#[test]
+fn the_engine_serves_the_calibration_driver() {
+    use crate::calib::run::Forward;
+    let mut b = Build::fixed(&[2]);
+    let mid = b.std("Neg", "mid", &[b.x()]);
+    let y = b.std("Exp", "y", &[mid]);
+    let engine = Engine::new(&b.model(&[y]), &strings(&["mid"]), &EngineOptions::default()).unwrap();
+    let mut session = Forward::session(&engine).unwrap();
+    let mut seen = Vec::new();
+    let out =
+        session.run(&[("x".to_owned(), array(&[2], &[0.0, 2.0]))], &mut |i, shape, v| seen.push((i, shape.to_vec(), v.to_vec())));
+    assert_eq!(values(&out.unwrap()[0])[0], 1.0);
+    assert_eq!(seen, [(0, vec![2], vec![-0.0, -2.0])]);
+    assert!(session.run(&[], &mut |_, _, _| {}).err().unwrap().to_string().contains("'x' is not fed"));
 }
