@@ -46,16 +46,10 @@ fn kernels(c: &mut Criterion) {
         gamma: &ones,
         beta: &ones,
         eps: 1e-6,
-        input: Affine {
-            scale: 0.01,
-            zero_point: 0,
-        },
+        input: Affine { scale: 0.01, zero_point: 0 },
         exponents: &[3; 192],
         input_type: CodeType::Int8,
-        output: Affine {
-            scale: 0.03,
-            zero_point: 0,
-        },
+        output: Affine { scale: 0.03, zero_point: 0 },
         output_range: (-128, 127),
     })
     .unwrap();
@@ -74,17 +68,9 @@ fn kernels(c: &mut Criterion) {
     });
 
     let requantizer = Requantizer::new(1_518_500_250, 40, 3, -128, 127).unwrap();
-    let accumulators: Vec<i32> = codes(197 * 768)
-        .iter()
-        .map(|&v| i32::from(v) << 12)
-        .collect();
+    let accumulators: Vec<i32> = codes(197 * 768).iter().map(|&v| i32::from(v) << 12).collect();
     c.bench_function("Requantize 1x197x768", |b| {
-        b.iter(|| {
-            accumulators
-                .iter()
-                .map(|&a| requantizer.apply(a) as i8)
-                .collect::<Vec<i8>>()
-        });
+        b.iter(|| accumulators.iter().map(|&a| requantizer.apply(a) as i8).collect::<Vec<i8>>());
     });
 }
 

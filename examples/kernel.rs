@@ -103,9 +103,7 @@ impl Named {
     }
 
     fn any(&self, name: &str) -> Result<&Array> {
-        self.0
-            .get(name)
-            .ok_or_else(|| format!("the input has no array named {name}").into())
+        self.0.get(name).ok_or_else(|| format!("the input has no array named {name}").into())
     }
 
     fn array<T: Element>(&self, name: &str) -> Result<&ArrayD<T>> {
@@ -113,9 +111,7 @@ impl Named {
     }
 
     fn slice<T: Element>(&self, name: &str) -> Result<&[T]> {
-        self.array::<T>(name)?
-            .as_slice()
-            .ok_or_else(|| format!("{name} is not contiguous").into())
+        self.array::<T>(name)?.as_slice().ok_or_else(|| format!("{name} is not contiguous").into())
     }
 
     fn scalar<T: Element>(&self, name: &str) -> Result<T> {
@@ -142,13 +138,7 @@ impl Named {
     }
 
     /// Codes of the type that `like` has.
-    fn put_codes(
-        &mut self,
-        name: &str,
-        shape: &[usize],
-        codes: &[i32],
-        like: &Array,
-    ) -> Result<()> {
+    fn put_codes(&mut self, name: &str, shape: &[usize], codes: &[i32], like: &Array) -> Result<()> {
         macro_rules! convert {
             ($($variant:ident $type:ty),*) => {
                 match like {
@@ -194,11 +184,7 @@ fn run(op: &str, input: &Named) -> Result<Named> {
     let mut output = Named::default();
     match op {
         "Lut" | "LutGelu" | "LogDequantize" => {
-            let (from, to) = if op == "LogDequantize" {
-                ("code", "value")
-            } else {
-                ("x", "y")
-            };
+            let (from, to) = if op == "LogDequantize" { ("code", "value") } else { ("x", "y") };
             macro_rules! table {
                 ($x:expr, $($variant:ident),*) => {
                     match input.any("table")? {
@@ -272,13 +258,8 @@ fn run(op: &str, input: &Named) -> Result<Named> {
         }
         "Requantize" => {
             let [low, high] = input.pair("y_range")?;
-            let requantizer = Requantizer::new(
-                input.scalar("multiplier")?,
-                input.scalar("shift")?,
-                input.scalar("zero_point")?,
-                low,
-                high,
-            )?;
+            let requantizer =
+                Requantizer::new(input.scalar("multiplier")?, input.scalar("shift")?, input.scalar("zero_point")?, low, high)?;
             let acc = input.array::<i32>("acc")?;
             let y = acc.iter().map(|&a| requantizer.apply(a)).collect();
             output.put("y", acc.shape(), y)?;
@@ -307,15 +288,9 @@ fn params(op: &str, input: &Named) -> Result<Named> {
             let y_range = input.any("y_range")?;
             let table = activation_table(
                 activation,
-                Affine {
-                    scale: input.scalar("in_scale")?,
-                    zero_point: code("in_zero_point")?,
-                },
+                Affine { scale: input.scalar("in_scale")?, zero_point: code("in_zero_point")? },
                 code_type(input.any("x")?)?,
-                Affine {
-                    scale: input.scalar("out_scale")?,
-                    zero_point: code("out_zero_point")?,
-                },
+                Affine { scale: input.scalar("out_scale")?, zero_point: code("out_zero_point")? },
                 range(y_range)?,
             )?;
             output.put_codes("table", &[table.len()], &table, y_range)?;
@@ -340,11 +315,7 @@ fn params(op: &str, input: &Named) -> Result<Named> {
             )?;
             output.put("exp_table", &[t.exp_table.len()], t.exp_table)?;
             output.put("log_step", &[], vec![t.log_step])?;
-            output.put(
-                "mantissa_table",
-                &[t.mantissa_table.len()],
-                t.mantissa_table,
-            )?;
+            output.put("mantissa_table", &[t.mantissa_table.len()], t.mantissa_table)?;
             output.put("bias", &[], vec![t.bias])?;
             output.put("shift", &[], vec![t.shift])?;
             output.put("top", &[], vec![t.top])?;
@@ -352,25 +323,16 @@ fn params(op: &str, input: &Named) -> Result<Named> {
         "PtfLayerNorm" => {
             let zero_point = input.any("x_zero_point")?;
             let y_range = input.any("y_range")?;
-            let exponents: std::result::Result<Vec<u32>, _> = input
-                .slice::<i64>("exponents")?
-                .iter()
-                .map(|&e| u32::try_from(e))
-                .collect();
+            let exponents: std::result::Result<Vec<u32>, _> =
+                input.slice::<i64>("exponents")?.iter().map(|&e| u32::try_from(e)).collect();
             let t = LayerNormTables::new(&LayerNormSpec {
                 gamma: input.slice("gamma")?,
                 beta: input.slice("beta")?,
                 eps: input.scalar("eps")?,
-                input: Affine {
-                    scale: input.scalar("in_scale")?,
-                    zero_point: range(zero_point)?.0,
-                },
+                input: Affine { scale: input.scalar("in_scale")?, zero_point: range(zero_point)?.0 },
                 exponents: &exponents?,
                 input_type: code_type(zero_point)?,
-                output: Affine {
-                    scale: input.scalar("out_scale")?,
-                    zero_point: code("out_zero_point")?,
-                },
+                output: Affine { scale: input.scalar("out_scale")?, zero_point: code("out_zero_point")? },
                 output_range: range(y_range)?,
             })?;
             let channels = [t.multiplier.len()];
@@ -396,12 +358,8 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match arguments[..] {
-        ["params", op, from, to] => Named::read(from)
-            .and_then(|input| params(op, &input))
-            .and_then(|output| output.write(to)),
-        [op, from, to] => Named::read(from)
-            .and_then(|input| run(op, &input))
-            .and_then(|output| output.write(to)),
+        ["params", op, from, to] => Named::read(from).and_then(|input| params(op, &input)).and_then(|output| output.write(to)),
+        [op, from, to] => Named::read(from).and_then(|input| run(op, &input)).and_then(|output| output.write(to)),
         _ => Err("usage: kernel [params] OP IN.npz OUT.npz".into()),
     };
     match result {

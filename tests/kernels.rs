@@ -25,32 +25,19 @@ fn softmax_constants(t: &LogSoftmaxTables) -> LogIntSoftmax<'_> {
 
 #[test]
 fn gelu_of_every_code_is_the_rounded_gelu() {
-    let input = Affine {
-        scale: 0.06,
-        zero_point: -20,
-    };
-    let output = Affine {
-        scale: 0.03,
-        zero_point: -122,
-    };
-    let table =
-        activation_table(Activation::Gelu, input, CodeType::Int8, output, (-128, 127)).unwrap();
+    let input = Affine { scale: 0.06, zero_point: -20 };
+    let output = Affine { scale: 0.03, zero_point: -122 };
+    let table = activation_table(Activation::Gelu, input, CodeType::Int8, output, (-128, 127)).unwrap();
     let codes: Vec<i8> = (-128..=127).collect();
     for (code, y) in codes.iter().zip(lookup(&codes, &table).unwrap()) {
         let x = 0.06 * (f64::from(*code) + 20.0);
         // Abramowitz and Stegun 7.1.26: erf to 1.5e-7.
         let (t, z) = (x.abs() / 2f64.sqrt(), x.signum());
         let p = 1.0 / (1.0 + 0.327_591_1 * t);
-        let series = p
-            * (0.254_829_592
-                + p * (-0.284_496_736
-                    + p * (1.421_413_741 + p * (-1.453_152_027 + p * 1.061_405_429))));
+        let series = p * (0.254_829_592 + p * (-0.284_496_736 + p * (1.421_413_741 + p * (-1.453_152_027 + p * 1.061_405_429))));
         let gelu = 0.5 * x * (1.0 + z * (1.0 - series * (-t * t).exp()));
         let exact = (gelu / 0.03 - 122.0).clamp(-128.0, 127.0);
-        assert!(
-            (f64::from(y) - exact).abs() <= 0.5001,
-            "{code}: {y} {exact}"
-        );
+        assert!((f64::from(y) - exact).abs() <= 0.5001, "{code}: {y} {exact}");
     }
 }
 
@@ -153,33 +140,18 @@ proptest! {
 fn builders_and_kernels_agree_on_the_limits() {
     for channels in [1usize, 192, 768, 16384] {
         let (gamma, beta) = (vec![1.0; channels], vec![0.5; channels]);
-        for input_type in [
-            CodeType::Int8,
-            CodeType::Uint8,
-            CodeType::Int16,
-            CodeType::Uint16,
-        ] {
+        for input_type in [CodeType::Int8, CodeType::Uint8, CodeType::Int16, CodeType::Uint16] {
             for exponent in 0..=15 {
                 let exponents = vec![exponent; channels];
-                let zero_point = if input_type == CodeType::Uint16 {
-                    65535
-                } else {
-                    0
-                };
+                let zero_point = if input_type == CodeType::Uint16 { 65535 } else { 0 };
                 let spec = LayerNormSpec {
                     gamma: &gamma,
                     beta: &beta,
                     eps: 1e-6,
-                    input: Affine {
-                        scale: 0.01,
-                        zero_point,
-                    },
+                    input: Affine { scale: 0.01, zero_point },
                     exponents: &exponents,
                     input_type,
-                    output: Affine {
-                        scale: 1e-4,
-                        zero_point: 0,
-                    },
+                    output: Affine { scale: 1e-4, zero_point: 0 },
                     output_range: (-32768, 32767),
                 };
                 let multiplier = vec![1i64 << exponent; channels];
@@ -212,11 +184,7 @@ fn builders_and_kernels_agree_on_the_limits() {
                     CodeType::Int16 => accepted!(i16),
                     CodeType::Uint16 => accepted!(u16),
                 };
-                assert_eq!(
-                    built.is_ok(),
-                    accepted,
-                    "{channels} {input_type:?} {exponent}"
-                );
+                assert_eq!(built.is_ok(), accepted, "{channels} {input_type:?} {exponent}");
             }
         }
     }

@@ -1,1 +1,80 @@
 //! Many exporter forms in, one canonical form out.
+//!
+//! After [`canonicalise`] a graph is at opset 20, holds no foldable constant, and every LayerNorm, GELU, Linear and
+//! attention that a rule knows has one spelling: `LayerNormalization`, `Gelu`, `MatMul` + `Add` with weights `[in, out]`, and
+//! attention as three Linears (q, k, v) → `Reshape` → `Transpose` → `MatMul` → `Softmax` → `MatMul` with the scale folded
+//! into q's weights.
+
+mod attention;
+pub mod fold;
+mod gelu;
+mod linear;
+mod norm;
+mod opset;
+mod weights;
+
+use std::collections::BTreeMap;
+
+use crate::ir::{Model, VerifyError};
+use crate::pattern::{self, NearMiss, Rule};
+
+/// The operator set of every canonical and emitted graph: the newest that onnxruntime 1.18 still loads with Q/DQ, and the
+/// first that has `Gelu`.
+pub const CANONICAL_OPSET: i64 = 20;
+
+/// What canonicalising did.
+#[derive(Debug, Clone, Default)]
+pub struct CanonReport {
+    /// How often each rule applied.
+    pub applied: BTreeMap<&'static str, usize>,
+    /// Places where a rule all but matched.
+    pub near_misses: Vec<NearMiss>,
+}
+
+/// Why a model has no canonical form.
+#[derive(Debug, thiserror::Error)]
+pub enum CanonError {
+    /// An operator's version has no adapter.
+    #[error("{place}: {what}")]
+    Opset {
+        /// The node, or the model.
+        place: String,
+        /// What is wrong, and what to do.
+        what: String,
+    },
+    /// Folding failed.
+    #[error(transparent)]
+    Fold(#[from] fold::FoldError),
+    /// A rewrite broke the graph.
+    #[error("canonicalisation broke the graph, which is a defect of vitq: {0}; please report it with the model's export command")]
+    Verify(#[from] VerifyError),
+}
+
+/// Brings a model to the canonical form.
+///
+/// # Errors
+/// When the model imports no usable operator set.
+pub fn canonicalise(model: &mut Model) -> Result<CanonReport, CanonError> {
+    opset::adapt(model)?;
+    fold::fold(model)?;
+    let mut report = CanonReport::default();
+    for stage in [fuse_rules(), attention_rules()] {
+        let (applied, misses) = pattern::run(&mut model.graph, CANONICAL_OPSET, &stage)?;
+        for (name, n) in applied {
+            *report.applied.entry(name).or_default() += n;
+        }
+        report.near_misses.extend(misses);
+    }
+    fold::fold(model)?;
+    Ok(report)
+}
+
+/// Stage 3: fuse up.
+pub fn fuse_rules() -> Vec<Rule> {
+    [norm::rules(), gelu::rules(), linear::rules()].into_iter().flatten().collect()
+}
+
+/// Stages 4 and 5: decompose `Attention`, unify the selection of q, k, v and the scale.
+pub fn attention_rules() -> Vec<Rule> {
+    attention::rules()
+}

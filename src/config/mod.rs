@@ -1,1 +1,19 @@
 //! The YAML configuration.
+//!
+//! [`schema`] is the vocabulary as plain types, [`load`] reads files and presets into it. Of this module only
+//! `load.rs` names a YAML crate: it turns text into a tree with positions, which `read.rs` checks and turns into a
+//! [`Config`].
+
+mod defaults;
+mod error;
+pub mod load;
+mod read;
+pub mod schema;
+mod tree;
+
+pub use error::ConfigError;
+pub use load::{PRESETS, load, preset};
+pub use schema::{Config, SiteConfig};
+
+#[cfg(test)]
+mod tests;

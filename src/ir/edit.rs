@@ -112,7 +112,7 @@ impl<'g> Edit<'g> {
         self.graph.net.node_weights().map(|n| n.ord).max().map_or(ORD_STEP, |m| m.saturating_add(ORD_STEP))
     }
 
-    fn add(&mut self, kind: NodeKind, ord: u64, outputs: Vec<String>) -> NodeId {
+    fn insert(&mut self, kind: NodeKind, ord: u64, outputs: Vec<String>) -> NodeId {
         let id = self.graph.net.add_node(Node { kind, ord, outputs });
         let names: Vec<(String, u32)> =
             self.graph.net[id].outputs.iter().zip(0..).filter(|(n, _)| !n.is_empty()).map(|(n, p)| (n.clone(), p)).collect();
@@ -129,7 +129,7 @@ impl<'g> Edit<'g> {
     /// Appends a node that keeps exactly the given names: what an importer does. The operator's inputs are connected with
     /// [`connect`](Edit::connect).
     pub fn append(&mut self, kind: NodeKind, ord: u64, outputs: Vec<String>) -> NodeId {
-        self.add(kind, ord.saturating_mul(ORD_STEP), outputs)
+        self.insert(kind, ord.saturating_mul(ORD_STEP), outputs)
     }
 
     /// Lists a node as the graph's next input.
@@ -143,14 +143,14 @@ impl<'g> Edit<'g> {
     }
 
     /// Adds an initialiser beside a node.
-    pub fn init(&mut self, anchor: NodeId, name: &str, tensor: Tensor) -> Value {
+    pub fn add_init(&mut self, anchor: NodeId, name: &str, tensor: Tensor) -> Value {
         let ord = self.ord_beside(anchor);
         let name = self.fresh_name(name);
-        Value { node: self.add(NodeKind::Init(tensor), ord, vec![name]), port: 0 }
+        Value { node: self.insert(NodeKind::Init(tensor), ord, vec![name]), port: 0 }
     }
 
     /// Adds an operator beside a node.
-    pub fn op(&mut self, anchor: NodeId, new: NewOp) -> NodeId {
+    pub fn add_op(&mut self, anchor: NodeId, new: NewOp) -> NodeId {
         let ord = self.ord_beside(anchor);
         let stems = if new.outputs.is_empty() { vec![new.name.clone()] } else { new.outputs };
         let mut outputs: Vec<String> = Vec::with_capacity(stems.len());
@@ -170,7 +170,7 @@ impl<'g> Edit<'g> {
             metadata: Vec::new(),
             extra: bytes::Bytes::new(),
         };
-        let id = self.add(NodeKind::Op(op), ord, outputs);
+        let id = self.insert(NodeKind::Op(op), ord, outputs);
         for (port, value) in (0..).zip(new.inputs) {
             if let Some(value) = value {
                 self.connect(value, id, port);
@@ -180,8 +180,8 @@ impl<'g> Edit<'g> {
     }
 
     /// Adds an operator of one output beside a node and returns that output.
-    pub fn value(&mut self, anchor: NodeId, new: NewOp) -> Value {
-        Value { node: self.op(anchor, new), port: 0 }
+    pub fn add(&mut self, anchor: NodeId, new: NewOp) -> Value {
+        Value { node: self.add_op(anchor, new), port: 0 }
     }
 
     /// Connects a value to an input port that nothing enters yet.

@@ -5,11 +5,14 @@
 //! A graph is changed through [`Edit`] alone.
 
 mod attrs;
+pub mod dot;
 mod edit;
 mod graph;
 mod model;
 mod ops;
+pub mod shape;
 mod tensor;
+pub mod text;
 mod types;
 mod verify;
 

@@ -1,1 +1,134 @@
-//! Applies a plan to a graph; decides nothing.
+//! Applies a plan to a canonical graph; decides nothing.
+//!
+//! 1. [`qdq`]: every constant of the plan becomes integers behind a DequantizeLinear, every other value passes through a
+//!    QuantizeLinear and a DequantizeLinear; biases become int32 with the product of the scales around them.
+//! 2. [`custom`]: where the target has custom ops, DequantizeLinear → LayerNormalization, Softmax or Gelu → QuantizeLinear
+//!    becomes one integer op of domain `ai.vitq`, whose function body travels with the model.
+
+mod bias;
+mod custom;
+mod functions;
+mod qdq;
+
+use crate::canon::CANONICAL_OPSET;
+use crate::ir::{AI_VITQ, DType, Edit, Model, VerifyError};
+use crate::quant::{PlanError, QuantPlan};
+
+pub use functions::{function, function_names};
+
+/// What lowering did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct LowerReport {
+    /// Values that pass through a Q/DQ pair.
+    pub pairs: usize,
+    /// Constants stored as integers, biases excluded.
+    pub weights: usize,
+    /// Biases stored as int32.
+    pub biases: usize,
+    /// Custom integer ops.
+    pub custom_ops: usize,
+    /// What could not be done as planned, with the reason.
+    pub notes: Vec<String>,
+}
+
+/// Why a plan cannot be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum LowerError {
+    /// The plan names a value that the graph does not have.
+    #[error(
+        "the plan's site {site} names the value '{value}', which the model does not have: the plan was edited or made for another model; make it again with `vitq plan`"
+    )]
+    UnknownValue {
+        /// The site.
+        site: String,
+        /// The value.
+        value: String,
+    },
+    /// The plan's parameters do not fit the tensor.
+    #[error(
+        "the plan's site {site} does not fit its tensor '{value}': {what}; correct the plan or make it again with `vitq plan`"
+    )]
+    Misfit {
+        /// The site.
+        site: String,
+        /// The value.
+        value: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// The plan is of another model or version.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// Lowering broke the graph.
+    #[error("lowering broke the graph, which is a defect of vitq: {0}; please report it with the plan")]
+    Verify(#[from] VerifyError),
+    /// A function body that travels with vitq does not parse.
+    #[error("the built-in function {name} is damaged, which is a defect of vitq: {what}")]
+    Function {
+        /// The function.
+        name: String,
+        /// What the parser said.
+        what: String,
+    },
+}
+
+/// Applies a plan to a canonical model.
+///
+/// # Errors
+/// When the plan does not fit the model.
+pub fn lower(model: &mut Model, plan: &QuantPlan) -> Result<LowerReport, LowerError> {
+    let mut report = LowerReport::default();
+    let mut edit = Edit::new(&mut model.graph);
+    edit.clear_value_infos();
+    let mut quantised = qdq::Quantised::default();
+    for site in plan.sites.iter().filter(|s| s.site.weight) {
+        qdq::lower_constant(&mut edit, site, &mut quantised)?;
+        report.weights += 1;
+    }
+    for site in plan.sites.iter().filter(|s| !s.site.weight) {
+        report.pairs += qdq::lower_values(&mut edit, site, &mut quantised)?;
+    }
+    bias::lower(&mut edit, &quantised, &mut report);
+    if plan.target.has_custom_ops() {
+        custom::lower(&mut edit, &quantised, &mut report)?;
+    }
+    edit.commit()?;
+    finish(model, plan)?;
+    Ok(report)
+}
+
+/// Operator sets, functions and header of the lowered model.
+fn finish(model: &mut Model, plan: &QuantPlan) -> Result<(), LowerError> {
+    let used: Vec<&'static str> = functions::function_names()
+        .filter(|name| model.graph.ops().into_iter().any(|id| model.graph.op(id).is_some_and(|o| o.op.is_in(AI_VITQ, name))))
+        .collect();
+    // Only 4 and 16 bit codes need opset 21; onnxruntime 1.18 loads Q/DQ up to 20.
+    let wide = |t: DType| matches!(t, DType::I16 | DType::U16 | DType::I4 | DType::U4);
+    let needs_21 = model.graph.ops().into_iter().any(|id| {
+        let zero_point = model.graph.input(id, 2).and_then(|v| model.graph.constant(v));
+        model.graph.is_op(id, "DequantizeLinear") && zero_point.is_some_and(|t| wide(t.dtype))
+    });
+    let opset = if needs_21 { 21 } else { CANONICAL_OPSET };
+    model.set_opset("", opset);
+    if !used.is_empty() {
+        model.set_opset(AI_VITQ, 1);
+    }
+    for name in used {
+        let mut f = functions::function(name)?;
+        for o in &mut f.opsets {
+            // A model and its functions must agree on the default domain.
+            if o.domain.is_empty() {
+                o.version = opset;
+            }
+        }
+        model.functions.push(f);
+    }
+    let header = &mut model.header;
+    header.ir_version = if needs_21 { 10 } else { 9 };
+    header.producer_name = "vitq".to_owned();
+    header.producer_version = env!("CARGO_PKG_VERSION").to_owned();
+    let note = |key: &str, value: &str| (format!("vitq.{key}"), value.to_owned());
+    header.metadata.retain(|(key, _)| !key.starts_with("vitq."));
+    header.metadata.extend([note("target", plan.target.name()), note("config", &plan.config), note("model", &plan.model)]);
+    Ok(())
+}

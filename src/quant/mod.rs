@@ -1,3 +1,14 @@
 //! Decides every quantisation parameter; touches no graph.
+//!
+//! [`make_plan`] turns statistics, a configuration and a [`Target`] into a [`QuantPlan`]: an artefact that a person can
+//! read, edit and diff, and that [`lower`](crate::lower) applies without deciding anything.
 
+pub mod plan;
+mod policy;
 pub mod tables;
+mod target;
+mod weights;
+
+pub use plan::{Codes, FloatSite, PlanError, QuantPlan, Scheme, SitePlan};
+pub use policy::{ModelFacts, PolicyError, make_plan, recordings};
+pub use target::Target;

@@ -17,9 +17,7 @@ pub mod requantize;
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum TableError {
     /// A real parameter is not finite, not positive where it must be, or out of range.
-    #[error(
-        "{what} is {found}, but must be {needed}; check the calibration of this site or the plan's entry for it"
-    )]
+    #[error("{what} is {found}, but must be {needed}; check the calibration of this site or the plan's entry for it")]
     Parameter {
         /// The parameter.
         what: &'static str,
@@ -92,21 +90,13 @@ fn check_positive(what: &'static str, found: f64) -> Result<(), TableError> {
     if found.is_finite() && found > 0.0 {
         return Ok(());
     }
-    Err(TableError::Parameter {
-        what,
-        found,
-        needed: "finite and above 0",
-    })
+    Err(TableError::Parameter { what, found, needed: "finite and above 0" })
 }
 
 fn check_finite(what: &'static str, values: &[f64]) -> Result<(), TableError> {
     match values.iter().find(|v| !v.is_finite()) {
         None => Ok(()),
-        Some(&found) => Err(TableError::Parameter {
-            what,
-            found,
-            needed: "finite",
-        }),
+        Some(&found) => Err(TableError::Parameter { what, found, needed: "finite" }),
     }
 }
 
@@ -119,9 +109,5 @@ fn check_range(
     if range.contains(&found) {
         return Ok(());
     }
-    Err(TableError::Parameter {
-        what,
-        found: found as f64,
-        needed,
-    })
+    Err(TableError::Parameter { what, found: found as f64, needed })
 }

@@ -1,1 +1,3 @@
 //! What was done and why, for people and for machines.
+
+pub mod diff;

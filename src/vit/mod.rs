@@ -1,1 +1,33 @@
-//! Finds the blocks of a Vision Transformer and names their quantisation sites.
+//! Finds the blocks of a Vision Transformer in a canonical graph and names their quantisation sites.
+//!
+//! Nothing is rewritten here: the result, [`Vit`], speaks of values by name, so that it outlives every pass.
+
+mod block;
+mod outside;
+mod site;
+
+pub use block::{Attention, Block, Linear, Mlp, find};
+pub use site::{Section, Site, SiteRef};
+
+use crate::ir::Graph;
+use crate::pattern::NearMiss;
+
+/// What was recognised in a graph.
+#[derive(Debug, Clone, Default, serde::Serialize)]
+pub struct Vit {
+    /// The blocks, in the order of the data flow.
+    pub blocks: Vec<Block>,
+    /// Every quantisation site, block by block, then those outside the blocks.
+    pub sites: Vec<SiteRef>,
+    /// Where a block was all but matched.
+    #[serde(skip)]
+    pub near_misses: Vec<NearMiss>,
+}
+
+/// Recognises the blocks and lists all sites.
+pub fn recognise(graph: &Graph) -> Vit {
+    let (blocks, near_misses) = find(graph);
+    let mut sites: Vec<SiteRef> = blocks.iter().flat_map(block::sites).collect();
+    sites.extend(outside::sites(graph, &blocks));
+    Vit { blocks, sites, near_misses }
+}

@@ -69,8 +69,7 @@ impl LayerNormTables {
         spec.check()?;
         let multiplier: Vec<i64> = spec.exponents.iter().map(|&e| 1i64 << e).collect();
         let eps = spec.integer_eps(&multiplier)?;
-        let codes =
-            |values: &[f64]| -> Vec<f64> { values.iter().map(|v| v / spec.output.scale).collect() };
+        let codes = |values: &[f64]| -> Vec<f64> { values.iter().map(|v| v / spec.output.scale).collect() };
         let (gamma, beta) = (codes(spec.gamma), codes(spec.beta));
         let zero_point = f64::from(spec.output.zero_point);
         let largest_gamma = largest(&gamma);
@@ -106,22 +105,10 @@ impl LayerNormTables {
 impl LayerNormSpec<'_> {
     fn check(&self) -> Result<(), TableError> {
         let channels = self.gamma.len();
-        check_range(
-            "the number of channels",
-            i64::try_from(channels).unwrap_or(i64::MAX),
-            1..=1 << 14,
-            "1 to 16384",
-        )?;
-        for (what, found) in [
-            ("beta", self.beta.len()),
-            ("the list of exponents", self.exponents.len()),
-        ] {
+        check_range("the number of channels", i64::try_from(channels).unwrap_or(i64::MAX), 1..=1 << 14, "1 to 16384")?;
+        for (what, found) in [("beta", self.beta.len()), ("the list of exponents", self.exponents.len())] {
             if found != channels {
-                return Err(TableError::Length {
-                    what,
-                    found,
-                    expected: channels,
-                });
+                return Err(TableError::Length { what, found, expected: channels });
             }
         }
         check_finite("gamma", self.gamma)?;
@@ -129,11 +116,7 @@ impl LayerNormSpec<'_> {
         check_positive("the input's scale", self.input.scale)?;
         check_positive("the output's scale", self.output.scale)?;
         if !(self.eps.is_finite() && self.eps >= 0.0) {
-            return Err(TableError::Parameter {
-                what: "epsilon",
-                found: self.eps,
-                needed: "finite and not below 0",
-            });
+            return Err(TableError::Parameter { what: "epsilon", found: self.eps, needed: "finite and not below 0" });
         }
         for &exponent in self.exponents {
             check_range("an exponent", i64::from(exponent), 0..=15, "0 to 15")?;
@@ -147,19 +130,9 @@ impl LayerNormSpec<'_> {
         )?;
         let codes = -(1i64 << 15)..=(1i64 << 16) - 1;
         let needed = "a code of at most 16 bits";
-        check_range(
-            "the output's zero point",
-            i64::from(self.output.zero_point),
-            codes.clone(),
-            needed,
-        )?;
+        check_range("the output's zero point", i64::from(self.output.zero_point), codes.clone(), needed)?;
         let (low, high) = self.output_range;
-        check_range(
-            "the lowest output code",
-            i64::from(low),
-            codes.clone(),
-            needed,
-        )?;
+        check_range("the lowest output code", i64::from(low), codes.clone(), needed)?;
         check_range(
             "the highest output code",
             i64::from(high),
@@ -173,13 +146,9 @@ impl LayerNormSpec<'_> {
         let channels = multiplier.len();
         let (low, high) = self.input_type.range();
         let farthest = (self.input.zero_point - low).max(high - self.input.zero_point);
-        let squares: i128 = multiplier
-            .iter()
-            .map(|&m| (i128::from(farthest) * i128::from(m)).pow(2))
-            .sum();
+        let squares: i128 = multiplier.iter().map(|&m| (i128::from(farthest) * i128::from(m)).pow(2)).sum();
         let count = channels as f64;
-        let eps =
-            (count * count * self.eps / (self.input.scale * self.input.scale)).round_ties_even();
+        let eps = (count * count * self.eps / (self.input.scale * self.input.scale)).round_ties_even();
         let reached = (squares * channels as i128) as f64 + eps;
         // One part in 2^40 of slack for the conversion to f64.
         let limit = libm::scalbn(1.0, VARIANCE_BITS as i32) * (1.0 - libm::scalbn(1.0, -40));
@@ -209,16 +178,10 @@ mod tests {
             gamma,
             beta: gamma,
             eps: 1e-6,
-            input: Affine {
-                scale: 0.01,
-                zero_point: 3,
-            },
+            input: Affine { scale: 0.01, zero_point: 3 },
             exponents,
             input_type: CodeType::Int8,
-            output: Affine {
-                scale: 0.03125,
-                zero_point: -5,
-            },
+            output: Affine { scale: 0.03125, zero_point: -5 },
             output_range: (-128, 127),
         }
     }
@@ -233,15 +196,9 @@ mod tests {
         assert_eq!(t.gamma, [32 << 20, -(16 << 20)]);
         let half = 1i64 << 43;
         assert_eq!(t.beta, [(27 << 44) + half, (-21 << 44) + half]);
-        let coarse = Affine {
-            scale: 1e-4,
-            zero_point: 3,
-        };
+        let coarse = Affine { scale: 1e-4, zero_point: 3 };
         let gamma = [1.0, 1.0];
-        let s = LayerNormSpec {
-            input: coarse,
-            ..spec(&gamma, &[0, 0])
-        };
+        let s = LayerNormSpec { input: coarse, ..spec(&gamma, &[0, 0]) };
         // 4 · 1e-6 / 1e-8.
         assert_eq!(LayerNormTables::new(&s).unwrap().eps, 400);
     }
@@ -259,24 +216,15 @@ mod tests {
         let (gamma, exponents) = (vec![1.0; 768], vec![7u32; 768]);
         let narrow = spec(&gamma, &exponents);
         assert!(LayerNormTables::new(&narrow).is_ok());
-        let wide = LayerNormSpec {
-            input_type: CodeType::Int16,
-            ..narrow
-        };
+        let wide = LayerNormSpec { input_type: CodeType::Int16, ..narrow };
         let error = LayerNormTables::new(&wide).unwrap_err();
         assert!(matches!(error, TableError::TooWide { .. }), "{error}");
         let six = vec![6u32; 768];
-        let fits = LayerNormSpec {
-            exponents: &six,
-            ..wide
-        };
+        let fits = LayerNormSpec { exponents: &six, ..wide };
         assert!(LayerNormTables::new(&fits).is_ok());
         let mut few = vec![0u32; 768];
         few[41] = 8;
-        let fits = LayerNormSpec {
-            exponents: &few,
-            ..wide
-        };
+        let fits = LayerNormSpec { exponents: &few, ..wide };
         assert!(LayerNormTables::new(&fits).is_ok());
     }
 
@@ -290,32 +238,14 @@ mod tests {
         bad(spec(&[], &[]));
         bad(LayerNormSpec { eps: -1.0, ..good });
         bad(LayerNormSpec { eps: 1e30, ..good });
-        bad(LayerNormSpec {
-            output_range: (5, 4),
-            ..good
-        });
-        bad(LayerNormSpec {
-            output_range: (0, 65536),
-            ..good
-        });
+        bad(LayerNormSpec { output_range: (5, 4), ..good });
+        bad(LayerNormSpec { output_range: (0, 65536), ..good });
         for scale in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-            let affine = Affine {
-                scale,
-                zero_point: 0,
-            };
-            bad(LayerNormSpec {
-                input: affine,
-                ..good
-            });
-            bad(LayerNormSpec {
-                output: affine,
-                ..good
-            });
+            let affine = Affine { scale, zero_point: 0 };
+            bad(LayerNormSpec { input: affine, ..good });
+            bad(LayerNormSpec { output: affine, ..good });
         }
-        let far = Affine {
-            scale: 1.0,
-            zero_point: 128,
-        };
+        let far = Affine { scale: 1.0, zero_point: 128 };
         bad(LayerNormSpec { input: far, ..good });
     }
 }

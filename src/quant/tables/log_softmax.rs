@@ -60,37 +60,18 @@ impl LogSoftmaxTables {
     ///
     /// # Errors
     /// [`TableError::Parameter`] for a scale, length, width or r out of range.
-    pub fn new(
-        scale: f64,
-        n: usize,
-        bits: u32,
-        r: u32,
-        rounding: LogRounding,
-    ) -> Result<Self, TableError> {
+    pub fn new(scale: f64, n: usize, bits: u32, r: u32, rounding: LogRounding) -> Result<Self, TableError> {
         check_positive("the scale of the scores", scale)?;
         check_codes(bits, r)?;
         // From 2^15 on, 16 bits would be left for the largest exponential.
-        check_range(
-            "the length of a softmax row",
-            i64::try_from(n).unwrap_or(i64::MAX),
-            1..=(1 << 15) - 1,
-            "1 to 32767",
-        )?;
-        let exp_bits = (0..=EXP_BITS_MAX)
-            .rev()
-            .find(|&b| (n as u64) << b < 1 << 31)
-            .unwrap_or(0);
+        check_range("the length of a softmax row", i64::try_from(n).unwrap_or(i64::MAX), 1..=(1 << 15) - 1, "1 to 32767")?;
+        let exp_bits = (0..=EXP_BITS_MAX).rev().find(|&b| (n as u64) << b < 1 << 31).unwrap_or(0);
         let one = f64::from(1u32 << exp_bits);
         let unit = f64::from(1u32 << F);
-        let exp_table = (0..256)
-            .map(|d| (one * libm::exp(-scale * f64::from(d))).round_ties_even() as i32)
-            .collect();
+        let exp_table = (0..256).map(|d| (one * libm::exp(-scale * f64::from(d))).round_ties_even() as i32).collect();
         let log_step = (unit * scale * std::f64::consts::LOG2_E).round_ties_even();
-        let mantissa_table = (0..1024)
-            .map(|i| {
-                (unit * libm::log2(1.0 + (f64::from(i) + 0.5) / 1024.0)).round_ties_even() as i32
-            })
-            .collect();
+        let mantissa_table =
+            (0..1024).map(|i| (unit * libm::log2(1.0 + (f64::from(i) + 0.5) / 1024.0)).round_ties_even() as i32).collect();
         let shift = F - r;
         let offset = (f64::from(1u32 << shift) * rounding.offset(r)).round_ties_even() as i32;
         Ok(Self {
@@ -112,30 +93,12 @@ impl LogSoftmaxTables {
 pub fn log_dequantize_table(bits: u32, r: u32) -> Result<Vec<f32>, TableError> {
     check_codes(bits, r)?;
     let top = (1u32 << bits) - 1;
-    Ok((0..=top)
-        .map(|code| {
-            if code == top {
-                0.0
-            } else {
-                libm::exp2(-f64::from(code) / f64::from(1u32 << r)) as f32
-            }
-        })
-        .collect())
+    Ok((0..=top).map(|code| if code == top { 0.0 } else { libm::exp2(-f64::from(code) / f64::from(1u32 << r)) as f32 }).collect())
 }
 
 fn check_codes(bits: u32, r: u32) -> Result<(), TableError> {
-    check_range(
-        "the width of a log2 code",
-        i64::from(bits),
-        4..=8,
-        "4 to 8 bits",
-    )?;
-    check_range(
-        "r, the steps of a log2 code as 2^r an octave,",
-        i64::from(r),
-        0..=4,
-        "0 to 4",
-    )
+    check_range("the width of a log2 code", i64::from(bits), 4..=8, "4 to 8 bits")?;
+    check_range("r, the steps of a log2 code as 2^r an octave,", i64::from(r), 0..=4, "0 to 4")
 }
 
 #[cfg(test)]
@@ -183,8 +146,7 @@ mod tests {
 
     #[test]
     fn parameters_out_of_range_are_refused() {
-        let new =
-            |scale, n, bits, r| LogSoftmaxTables::new(scale, n, bits, r, LogRounding::default());
+        let new = |scale, n, bits, r| LogSoftmaxTables::new(scale, n, bits, r, LogRounding::default());
         assert!(new(0.1, 197, 4, 0).is_ok());
         for (scale, n, bits, r) in [
             (0.0, 197, 4, 0),

@@ -74,11 +74,7 @@ pub fn lut_table(
             let x = input.scale * (f64::from(code) - f64::from(input.zero_point));
             let y = f(x);
             if y.is_nan() {
-                return Err(TableError::Parameter {
-                    what: "the activation of a code",
-                    found: y,
-                    needed: "a number",
-                });
+                return Err(TableError::Parameter { what: "the activation of a code", found: y, needed: "a number" });
             }
             let code = (y / output.scale).round_ties_even() + f64::from(output.zero_point);
             // `as` saturates, and the clamped value is an integer within i32.
@@ -112,10 +108,7 @@ mod tests {
     fn activations_have_their_known_values() {
         let close = |a: Activation, x: f64, y: f64| {
             let got = a.eval(x);
-            assert!(
-                (got - y).abs() <= 4e-16 + 4e-15 * y.abs(),
-                "{a:?}({x}) = {got}, not {y}"
-            );
+            assert!((got - y).abs() <= 4e-16 + 4e-15 * y.abs(), "{a:?}({x}) = {got}, not {y}");
         };
         close(Activation::Gelu, 0.0, 0.0);
         close(Activation::Gelu, 1.0, 0.8413447460685429);
@@ -133,14 +126,8 @@ mod tests {
 
     #[test]
     fn a_table_answers_every_code_in_order_of_bits_and_rounds_half_to_even() {
-        let input = Affine {
-            scale: 0.5,
-            zero_point: 3,
-        };
-        let output = Affine {
-            scale: 1.0,
-            zero_point: -10,
-        };
+        let input = Affine { scale: 0.5, zero_point: 3 };
+        let output = Affine { scale: 1.0, zero_point: -10 };
         let table = lut_table(|x| x, input, CodeType::Int8, output, (-20, 30)).unwrap();
         assert_eq!(table.len(), 256);
         let at = |code: i8| table[usize::from(code as u8)];
@@ -152,10 +139,7 @@ mod tests {
 
     #[test]
     fn unsigned_and_wide_tables_have_their_length() {
-        let a = Affine {
-            scale: 1.0,
-            zero_point: 0,
-        };
+        let a = Affine { scale: 1.0, zero_point: 0 };
         let wide = lut_table(|x| x, a, CodeType::Uint16, a, (0, 65535)).unwrap();
         assert!(wide.iter().zip(0..).all(|(&y, x)| y == x));
         assert_eq!(wide.len(), 65536);
@@ -165,18 +149,12 @@ mod tests {
 
     #[test]
     fn an_infinite_value_saturates_and_a_nan_is_an_error() {
-        let a = Affine {
-            scale: 1.0,
-            zero_point: 0,
-        };
+        let a = Affine { scale: 1.0, zero_point: 0 };
         let table = lut_table(|x| 1.0 / x, a, CodeType::Uint8, a, (0, 255)).unwrap();
         assert_eq!(table[0], 255);
         assert!(lut_table(|x| 0.0 / x, a, CodeType::Uint8, a, (0, 255)).is_err());
         assert!(lut_table(|x| x, a, CodeType::Uint8, a, (1, 0)).is_err());
-        let zero = Affine {
-            scale: 0.0,
-            zero_point: 0,
-        };
+        let zero = Affine { scale: 0.0, zero_point: 0 };
         assert!(lut_table(|x| x, zero, CodeType::Uint8, a, (0, 255)).is_err());
         assert!(lut_table(|x| x, a, CodeType::Uint8, zero, (0, 255)).is_err());
     }

@@ -20,11 +20,7 @@ pub fn multiplier_and_shift(ratio: f64) -> Result<(i32, u32), TableError> {
         shift -= 1;
     }
     if shift < 0 {
-        return Err(TableError::Parameter {
-            what: "the ratio of scales",
-            found: ratio,
-            needed: "below 2^31",
-        });
+        return Err(TableError::Parameter { what: "the ratio of scales", found: ratio, needed: "below 2^31" });
     }
     if shift > 62 {
         multiplier = libm::scalbn(ratio, 62).round_ties_even() as i64;

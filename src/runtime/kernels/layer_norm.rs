@@ -66,10 +66,7 @@ pub struct PtfLayerNorm<'a, X, Y> {
 ///
 /// # Errors
 /// [`KernelError`] for constants of a wrong length or out of range and for a length of `x` that is no multiple of C.
-pub fn ptf_layer_norm<X: Code, Y: Code>(
-    x: &[X],
-    constants: &PtfLayerNorm<'_, X, Y>,
-) -> Result<Vec<Y>, KernelError> {
+pub fn ptf_layer_norm<X: Code, Y: Code>(x: &[X], constants: &PtfLayerNorm<'_, X, Y>) -> Result<Vec<Y>, KernelError> {
     constants.check()?;
     let channels = constants.multiplier.len();
     if !x.len().is_multiple_of(channels) {
@@ -122,13 +119,7 @@ impl<X: Code, Y: Code> PtfLayerNorm<'_, X, Y> {
         check_length(OP, "gamma", self.gamma.len(), channels)?;
         check_length(OP, "beta", self.beta.len(), channels)?;
         check_range(OP, "eps", self.eps, 0, (1 << VARIANCE_BITS) - 1)?;
-        check_range(
-            OP,
-            "shift",
-            i64::try_from(self.shift).unwrap_or(i64::MAX),
-            0,
-            i64::from(SHIFT_MAX),
-        )?;
+        check_range(OP, "shift", i64::try_from(self.shift).unwrap_or(i64::MAX), 0, i64::from(SHIFT_MAX))?;
         for &gamma in self.gamma {
             check_range(OP, "gamma", gamma, -GAMMA_MAX, GAMMA_MAX)?;
         }

@@ -53,11 +53,7 @@ pub struct LogIntSoftmax<'a> {
 /// # Errors
 /// [`KernelError`] for constants of a wrong length or out of range, for a length of `x` that is no multiple of `n`, and for a
 /// row whose exponentials sum to 2^31 or more.
-pub fn log_int_softmax<X: Code8>(
-    x: &[X],
-    n: usize,
-    constants: &LogIntSoftmax<'_>,
-) -> Result<Vec<u8>, KernelError> {
+pub fn log_int_softmax<X: Code8>(x: &[X], n: usize, constants: &LogIntSoftmax<'_>) -> Result<Vec<u8>, KernelError> {
     constants.check()?;
     if n == 0 || !x.len().is_multiple_of(n) {
         return Err(KernelError::Length {
@@ -70,10 +66,7 @@ pub fn log_int_softmax<X: Code8>(
     let mut codes = Vec::with_capacity(x.len());
     for row in x.chunks_exact(n) {
         let highest = row.iter().map(|q| q.value()).max().unwrap_or(0);
-        let sum: i64 = row
-            .iter()
-            .map(|q| i64::from(constants.exponential(highest - q.value())))
-            .sum();
+        let sum: i64 = row.iter().map(|q| i64::from(constants.exponential(highest - q.value()))).sum();
         let Ok(sum) = i32::try_from(sum) else {
             return Err(KernelError::Overflow {
                 op: OP,
@@ -96,52 +89,25 @@ impl LogIntSoftmax<'_> {
     /// With these bounds |d · log_step + L + bias| ≤ 255·2^22 + 31·2^18 + 2^25 < 2^31.
     fn check(&self) -> Result<(), KernelError> {
         check_length(OP, "exp_table", self.exp_table.len(), EXP_ENTRIES)?;
-        check_length(
-            OP,
-            "mantissa_table",
-            self.mantissa_table.len(),
-            1 << MANTISSA_BITS,
-        )?;
+        check_length(OP, "mantissa_table", self.mantissa_table.len(), 1 << MANTISSA_BITS)?;
         for (index, &entry) in self.exp_table.iter().enumerate() {
             // The maximum's own exponential must count, or the sum has no logarithm.
             let low = i64::from(index == 0);
             check_range(OP, "exp_table", i64::from(entry), low, i64::from(i32::MAX))?;
         }
         for &entry in self.mantissa_table {
-            check_range(
-                OP,
-                "mantissa_table",
-                i64::from(entry),
-                0,
-                1 << LOG_FRACTION_BITS,
-            )?;
+            check_range(OP, "mantissa_table", i64::from(entry), 0, 1 << LOG_FRACTION_BITS)?;
         }
-        check_range(
-            OP,
-            "log_step",
-            i64::from(self.log_step),
-            0,
-            i64::from(LOG_STEP_MAX),
-        )?;
+        check_range(OP, "log_step", i64::from(self.log_step), 0, i64::from(LOG_STEP_MAX))?;
         let bias_max = i64::from(BIAS_MAX);
         check_range(OP, "bias", i64::from(self.bias), -bias_max, bias_max)?;
-        check_range(
-            OP,
-            "shift",
-            i64::from(self.shift),
-            0,
-            i64::from(LOG_FRACTION_BITS),
-        )?;
+        check_range(OP, "shift", i64::from(self.shift), 0, i64::from(LOG_FRACTION_BITS))?;
         check_range(OP, "top", i64::from(self.top), 1, 255)
     }
 
     /// The exponential at a distance; distances of 8-bit codes are always in the table.
     fn exponential(&self, distance: i64) -> i32 {
-        usize::try_from(distance)
-            .ok()
-            .and_then(|d| self.exp_table.get(d))
-            .copied()
-            .unwrap_or(0)
+        usize::try_from(distance).ok().and_then(|d| self.exp_table.get(d)).copied().unwrap_or(0)
     }
 
     /// `2^F · log2(sum)` for `sum ≥ 1`.

@@ -17,21 +17,13 @@ const OP: &str = "Lut";
 /// # Errors
 /// [`KernelError::Length`] for a table of another length, [`KernelError::NoEntry`] for a code beyond the table.
 pub fn lookup<X: Code, Y: Copy>(x: &[X], table: &[Y]) -> Result<Vec<Y>, KernelError> {
-    let fits = if X::LOWEST < 0 {
-        table.len() == X::COUNT
-    } else {
-        table.len().is_power_of_two() && table.len() <= X::COUNT
-    };
+    let fits = if X::LOWEST < 0 { table.len() == X::COUNT } else { table.len().is_power_of_two() && table.len() <= X::COUNT };
     if !fits {
         return Err(KernelError::Length {
             op: OP,
             input: "table",
             found: table.len(),
-            expected: if X::LOWEST < 0 {
-                X::COUNT.to_string()
-            } else {
-                format!("a power of two up to {}", X::COUNT)
-            },
+            expected: if X::LOWEST < 0 { X::COUNT.to_string() } else { format!("a power of two up to {}", X::COUNT) },
         });
     }
     x.iter()
@@ -55,15 +47,9 @@ mod tests {
     #[test]
     fn signed_codes_read_the_table_in_twos_complement_order() {
         let table: Vec<u16> = (0..256).collect();
-        assert_eq!(
-            lookup(&[0i8, 1, 127, -128, -1], &table).unwrap(),
-            [0, 1, 127, 128, 255]
-        );
+        assert_eq!(lookup(&[0i8, 1, 127, -128, -1], &table).unwrap(), [0, 1, 127, 128, 255]);
         let wide: Vec<u32> = (0..65536).collect();
-        assert_eq!(
-            lookup(&[i16::MIN, -1, i16::MAX], &wide).unwrap(),
-            [32768, 65535, 32767]
-        );
+        assert_eq!(lookup(&[i16::MIN, -1, i16::MAX], &wide).unwrap(), [32768, 65535, 32767]);
         assert_eq!(lookup(&[u16::MAX], &wide).unwrap(), [65535]);
     }
 
@@ -71,14 +57,7 @@ mod tests {
     fn a_code_beyond_a_short_table_is_an_error() {
         let table = [10u8; 16];
         assert_eq!(lookup(&[15u8], &table).unwrap(), [10]);
-        assert!(matches!(
-            lookup(&[3u8, 16], &table),
-            Err(KernelError::NoEntry {
-                index: 1,
-                code: 16,
-                ..
-            })
-        ));
+        assert!(matches!(lookup(&[3u8, 16], &table), Err(KernelError::NoEntry { index: 1, code: 16, .. })));
     }
 
     #[test]

@@ -138,41 +138,19 @@ impl Code8 for i8 {}
 impl Code8 for u8 {}
 
 /// Refuses `found` unless it lies in `low..=high`.
-fn check_range(
-    op: &'static str,
-    input: &'static str,
-    found: i64,
-    low: i64,
-    high: i64,
-) -> Result<(), KernelError> {
+fn check_range(op: &'static str, input: &'static str, found: i64, low: i64, high: i64) -> Result<(), KernelError> {
     if (low..=high).contains(&found) {
         return Ok(());
     }
-    Err(KernelError::Range {
-        op,
-        input,
-        found,
-        low,
-        high,
-    })
+    Err(KernelError::Range { op, input, found, low, high })
 }
 
 /// Refuses a length other than `expected`.
-fn check_length(
-    op: &'static str,
-    input: &'static str,
-    found: usize,
-    expected: usize,
-) -> Result<(), KernelError> {
+fn check_length(op: &'static str, input: &'static str, found: usize, expected: usize) -> Result<(), KernelError> {
     if found == expected {
         return Ok(());
     }
-    Err(KernelError::Length {
-        op,
-        input,
-        found,
-        expected: expected.to_string(),
-    })
+    Err(KernelError::Length { op, input, found, expected: expected.to_string() })
 }
 
 #[cfg(test)]

@@ -35,30 +35,17 @@ impl Requantizer {
     ///
     /// # Errors
     /// [`KernelError::Range`] for a constant outside its range.
-    pub fn new(
-        multiplier: i32,
-        shift: u32,
-        zero_point: i32,
-        low: i32,
-        high: i32,
-    ) -> Result<Self, KernelError> {
+    pub fn new(multiplier: i32, shift: u32, zero_point: i32, low: i32, high: i32) -> Result<Self, KernelError> {
         let wide = i64::from;
         check_range(OP, "multiplier", wide(multiplier), 0, wide(i32::MAX))?;
         check_range(OP, "shift", i64::from(shift), 0, 62)?;
         check_range(OP, "low", wide(low), wide(i32::MIN), wide(high))?;
-        Ok(Self {
-            multiplier: wide(multiplier),
-            shift,
-            zero_point: wide(zero_point),
-            low: wide(low),
-            high: wide(high),
-        })
+        Ok(Self { multiplier: wide(multiplier), shift, zero_point: wide(zero_point), low: wide(low), high: wide(high) })
     }
 
     /// The code of an accumulator.
     pub fn apply(&self, accumulator: i32) -> i32 {
-        let scaled =
-            shift_right_round_half_even(i64::from(accumulator) * self.multiplier, self.shift);
+        let scaled = shift_right_round_half_even(i64::from(accumulator) * self.multiplier, self.shift);
         // low and high are i32, so the clamped number is one too.
         (scaled + self.zero_point).clamp(self.low, self.high) as i32
     }
@@ -72,9 +59,7 @@ mod tests {
 
     #[test]
     fn ties_go_to_the_even_neighbour() {
-        let halves: Vec<i64> = (-5..=5)
-            .map(|v| shift_right_round_half_even(v, 1))
-            .collect();
+        let halves: Vec<i64> = (-5..=5).map(|v| shift_right_round_half_even(v, 1)).collect();
         assert_eq!(halves, [-2, -2, -2, -1, 0, 0, 0, 1, 2, 2, 2]);
         assert_eq!(shift_right_round_half_even(7, 0), 7);
         assert_eq!(shift_right_round_half_even(i64::MIN, 63), -1);

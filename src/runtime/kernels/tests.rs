@@ -16,17 +16,11 @@ fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
 /// The code of a source file without its tests and comments.
 fn code(source: &str) -> String {
     let code = source.split("#[cfg(test)]").next().unwrap_or_default();
-    code.lines()
-        .map(|line| line.split("//").next().unwrap_or_default())
-        .collect::<Vec<_>>()
-        .join("\n")
+    code.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
 fn has_float(code: &str) -> bool {
-    let literal = code
-        .as_bytes()
-        .windows(3)
-        .any(|w| w[0].is_ascii_digit() && w[1] == b'.' && w[2].is_ascii_digit());
+    let literal = code.as_bytes().windows(3).any(|w| w[0].is_ascii_digit() && w[1] == b'.' && w[2].is_ascii_digit());
     literal || ["f16", "f32", "f64"].iter().any(|name| code.contains(name))
 }
 
@@ -39,11 +33,7 @@ fn no_kernel_names_a_float_and_none_imports_from_the_rest_of_the_crate() {
     for file in files {
         let code = code(&std::fs::read_to_string(&file).unwrap());
         assert!(!has_float(&code), "{} uses a float", file.display());
-        assert!(
-            !code.contains("crate::"),
-            "{} imports from outside",
-            file.display()
-        );
+        assert!(!code.contains("crate::"), "{} imports from outside", file.display());
     }
 }
 

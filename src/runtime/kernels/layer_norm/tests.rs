@@ -7,11 +7,7 @@ use proptest::prelude::*;
 fn oracle<X: Code, Y: Code>(row: &[X], k: &PtfLayerNorm<'_, X, Y>) -> Vec<i64> {
     let count = row.len() as i128;
     let zero_point = i128::from(k.x_zero_point.value());
-    let x: Vec<i128> = row
-        .iter()
-        .zip(k.multiplier)
-        .map(|(q, &m)| (i128::from(q.value()) - zero_point) * i128::from(m))
-        .collect();
+    let x: Vec<i128> = row.iter().zip(k.multiplier).map(|(q, &m)| (i128::from(q.value()) - zero_point) * i128::from(m)).collect();
     let sum: i128 = x.iter().sum();
     let square: i128 = x.iter().map(|v| v * v).sum();
     let variance = (count * square - sum * sum + i128::from(k.eps)).max(1);
@@ -42,9 +38,7 @@ fn row<X: Code>(channels: usize, kind: u8, seed: u64) -> Vec<X> {
     let mut state = seed | 1;
     (0..channels)
         .map(|c| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let random = (state >> 33) as i64;
             let span = X::HIGHEST - X::LOWEST + 1;
             X::saturating_from(match kind {
@@ -73,22 +67,10 @@ fn fitting<X: Code>(channels: usize, wanted: u32) -> i64 {
 
 fn compare<X: Code, Y: Code>(channels: usize, exponent: u32, kind: u8, seed: u64, eps: i64) {
     let largest = fitting::<X>(channels, exponent);
-    let multiplier: Vec<i64> = (0..channels)
-        .map(|c| {
-            if (seed >> (c % 60)) & 1 == 1 {
-                largest
-            } else {
-                1
-            }
-        })
-        .collect();
+    let multiplier: Vec<i64> = (0..channels).map(|c| if (seed >> (c % 60)) & 1 == 1 { largest } else { 1 }).collect();
     let sign = |c: usize| if c.is_multiple_of(2) { 1 } else { -1 };
-    let gamma: Vec<i64> = (0..channels)
-        .map(|c| sign(c) * (GAMMA_MAX >> (c % 7)))
-        .collect();
-    let beta: Vec<i64> = (0..channels)
-        .map(|c| sign(c + 1) * (BETA_MAX >> (c % 11)))
-        .collect();
+    let gamma: Vec<i64> = (0..channels).map(|c| sign(c) * (GAMMA_MAX >> (c % 7))).collect();
+    let beta: Vec<i64> = (0..channels).map(|c| sign(c + 1) * (BETA_MAX >> (c % 11))).collect();
     let zero_points = [X::LOWEST, X::HIGHEST, 3].map(X::saturating_from);
     for shift in [0, 24, u64::from(SHIFT_MAX)] {
         let constants = PtfLayerNorm {
@@ -101,11 +83,7 @@ fn compare<X: Code, Y: Code>(channels: usize, exponent: u32, kind: u8, seed: u64
             y_range: [Y::saturating_from(-7), Y::saturating_from(1 << 20)],
         };
         let x: Vec<X> = row(channels, kind, seed);
-        let y: Vec<i64> = ptf_layer_norm(&x, &constants)
-            .unwrap()
-            .iter()
-            .map(|y| y.value())
-            .collect();
+        let y: Vec<i64> = ptf_layer_norm(&x, &constants).unwrap().iter().map(|y| y.value()).collect();
         assert_eq!(y, oracle(&x, &constants));
     }
 }
@@ -128,15 +106,7 @@ proptest! {
 }
 
 fn constants<'a>(multiplier: &'a [i64], gamma: &'a [i64]) -> PtfLayerNorm<'a, i8, i8> {
-    PtfLayerNorm {
-        x_zero_point: 0,
-        multiplier,
-        eps: 1,
-        gamma,
-        beta: gamma,
-        shift: 24,
-        y_range: [-128, 127],
-    }
+    PtfLayerNorm { x_zero_point: 0, multiplier, eps: 1, gamma, beta: gamma, shift: 24, y_range: [-128, 127] }
 }
 
 #[test]
@@ -161,37 +131,17 @@ fn constants_that_could_overflow_are_refused_whatever_the_data() {
     assert!(ptf_layer_norm(&[0i8; 4], &constants(&wide, &one)).is_err());
     assert!(ptf_layer_norm(&[0i8; 4], &constants(&one, &one[..3])).is_err());
     assert!(ptf_layer_norm(&[0i8; 4], &constants(&one, &[GAMMA_MAX + 1; 4])).is_err());
-    for (eps, shift) in [
-        (-1, 24),
-        (1i64 << 62, 24),
-        (i64::MAX, 24),
-        (1, 45),
-        (1, u64::MAX),
-    ] {
-        let k = PtfLayerNorm {
-            eps,
-            shift,
-            ..constants(&one, &one)
-        };
+    for (eps, shift) in [(-1, 24), (1i64 << 62, 24), (i64::MAX, 24), (1, 45), (1, u64::MAX)] {
+        let k = PtfLayerNorm { eps, shift, ..constants(&one, &one) };
         assert!(ptf_layer_norm(&[0i8; 4], &k).is_err());
     }
     let y_range = [3, -3];
-    let k = PtfLayerNorm {
-        y_range,
-        ..constants(&one, &one)
-    };
+    let k = PtfLayerNorm { y_range, ..constants(&one, &one) };
     assert!(ptf_layer_norm(&[0i8; 4], &k).is_err());
     let many = vec![1i64 << 8; 4096];
     let zero = vec![0i64; 4096];
-    let k = PtfLayerNorm {
-        x_zero_point: 0i16,
-        multiplier: &many,
-        eps: 1,
-        gamma: &zero,
-        beta: &zero,
-        shift: 0,
-        y_range: [0u8, 1],
-    };
+    let k =
+        PtfLayerNorm { x_zero_point: 0i16, multiplier: &many, eps: 1, gamma: &zero, beta: &zero, shift: 0, y_range: [0u8, 1] };
     let error = ptf_layer_norm(&[0i16; 4096], &k).unwrap_err();
     assert!(matches!(error, KernelError::Overflow { .. }), "{error}");
 }

@@ -3,25 +3,14 @@ use super::*;
 use proptest::prelude::*;
 
 fn exp_table(scale: f64, bits: u32) -> Vec<i32> {
-    (0..256)
-        .map(|d| ((-scale * f64::from(d)).exp() * f64::from(1u32 << bits)).round() as i32)
-        .collect()
+    (0..256).map(|d| ((-scale * f64::from(d)).exp() * f64::from(1u32 << bits)).round() as i32).collect()
 }
 
 fn mantissa_table() -> Vec<i32> {
-    (0..1024)
-        .map(|i| ((1.0 + (f64::from(i) + 0.5) / 1024.0).log2() * 262_144.0).round() as i32)
-        .collect()
+    (0..1024).map(|i| ((1.0 + (f64::from(i) + 0.5) / 1024.0).log2() * 262_144.0).round() as i32).collect()
 }
 
-fn constants<'a>(
-    exp: &'a [i32],
-    mantissa: &'a [i32],
-    scale: f64,
-    bits: i32,
-    r: u32,
-    top: i32,
-) -> LogIntSoftmax<'a> {
+fn constants<'a>(exp: &'a [i32], mantissa: &'a [i32], scale: f64, bits: i32, r: u32, top: i32) -> LogIntSoftmax<'a> {
     LogIntSoftmax {
         exp_table: exp,
         log_step: (scale * std::f64::consts::LOG2_E * 262_144.0).round() as i32,
@@ -99,39 +88,18 @@ fn wrong_constants_are_refused() {
     let good = constants(&exp, &mantissa, 0.1, 16, 0, 15);
     let refused = |k: LogIntSoftmax<'_>| log_int_softmax(&[0i8; 4], 4, &k).is_err();
     assert!(!refused(good));
-    assert!(refused(LogIntSoftmax {
-        exp_table: &exp[1..],
-        ..good
-    }));
-    assert!(refused(LogIntSoftmax {
-        mantissa_table: &mantissa[1..],
-        ..good
-    }));
+    assert!(refused(LogIntSoftmax { exp_table: &exp[1..], ..good }));
+    assert!(refused(LogIntSoftmax { mantissa_table: &mantissa[1..], ..good }));
     let zero = [0; 256];
-    assert!(refused(LogIntSoftmax {
-        exp_table: &zero,
-        ..good
-    }));
-    assert!(refused(LogIntSoftmax {
-        log_step: -1,
-        ..good
-    }));
-    assert!(refused(LogIntSoftmax {
-        bias: i32::MIN,
-        ..good
-    }));
+    assert!(refused(LogIntSoftmax { exp_table: &zero, ..good }));
+    assert!(refused(LogIntSoftmax { log_step: -1, ..good }));
+    assert!(refused(LogIntSoftmax { bias: i32::MIN, ..good }));
     assert!(refused(LogIntSoftmax { shift: 19, ..good }));
     assert!(refused(LogIntSoftmax { top: 256, ..good }));
     assert!(refused(LogIntSoftmax { top: 0, ..good }));
     assert!(log_int_softmax(&[0i8; 5], 4, &good).is_err());
     assert!(log_int_softmax(&[0i8; 4], 0, &good).is_err());
     let large = [i32::MAX; 256];
-    let overflow = LogIntSoftmax {
-        exp_table: &large,
-        ..good
-    };
-    assert!(matches!(
-        log_int_softmax(&[0i8; 2], 2, &overflow),
-        Err(KernelError::Overflow { .. })
-    ));
+    let overflow = LogIntSoftmax { exp_table: &large, ..good };
+    assert!(matches!(log_int_softmax(&[0i8; 2], 2, &overflow), Err(KernelError::Overflow { .. })));
 }

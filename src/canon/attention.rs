@@ -1,0 +1,313 @@
+//! Attention: `Attention` taken apart, one selection of q, k and v, one scale.
+
+use super::weights;
+use crate::ir::{AttrValue, Edit, NewOp, Op, Tensor, Value};
+use crate::pattern::{Facts, Match, Pat, Rule, any_of, commute, konst, op, scalar, var};
+
+pub(super) fn rules() -> Vec<Rule> {
+    vec![
+        Rule::new(
+            "attention-op",
+            "Attention",
+            op("Attention", [var("q"), var("k"), var("v")]),
+            check_attention_op,
+            build_attention_op,
+        ),
+        Rule::new("scale-out-of-scores", "", scaled_operand(), different_operands, build_scale_after_matmul),
+        Rule::new(
+            "scale-out-of-transpose",
+            "",
+            op("Transpose", [times_scalar(var("x"))]).named("t"),
+            factor,
+            build_scale_after_transpose,
+        ),
+        Rule::new("merge-scales", "", times_scalar_as(times_scalar(product()), "c2"), two_factors, build_scale),
+        Rule::new("scale-as-mul", "", op("Div", [product(), scalar("c")]), divisor, build_scale),
+        Rule::new("transpose-k-flat", "", flat_transpose(), check_flat_transpose, |edit, m, ()| {
+            let name = edit.value_name(m.root()).to_owned();
+            let perm = AttrValue::Ints(vec![0, 1, 3, 2]);
+            edit.add(m.root().node, NewOp::std("Transpose", &name).input(m.value("x")).attr("perm", perm))
+        }),
+        Rule::new(
+            "merge-transposes",
+            "",
+            op("Transpose", [op("Transpose", [var("x")]).named("inner")]),
+            check_perms,
+            |edit, m, perm| {
+                let name = edit.value_name(m.root()).to_owned();
+                edit.add(m.root().node, NewOp::std("Transpose", &name).input(m.value("x")).attr("perm", AttrValue::Ints(perm)))
+            },
+        ),
+        Rule::new("separate-qkv", "Split", selection(), check_selection, build_selection),
+        Rule::new("fold-scale-into-q", "", scaled_scores(), check_scaled_scores, build_scaled_scores),
+    ]
+}
+
+/// Products of two activations.
+fn product() -> Pat {
+    op("MatMul", [var("a"), var("b")]).named("product")
+}
+
+fn times_scalar(p: Pat) -> Pat {
+    times_scalar_as(p, "c")
+}
+
+fn times_scalar_as(p: Pat, name: &'static str) -> Pat {
+    commute("Mul", p, scalar(name))
+}
+
+fn constant_of(facts: Facts<'_>, m: &Match, name: &str) -> Result<f32, String> {
+    let value = m.get(name).ok_or_else(|| format!("a factor {name} expected"))?;
+    facts.graph.constant(value).and_then(|t| t.scalar_f32()).ok_or_else(|| "a float factor expected".to_owned())
+}
+
+fn perm_is(op: &Op, want: &[i64]) -> bool {
+    op.attrs.ints("perm") == Some(want)
+}
+
+fn float(value: f32) -> Tensor {
+    Tensor::scalar(value)
+}
+
+// `Attention` of opset 23: q, k, v [B, H, N, D], softmax(q·kᵀ · scale)·v.
+
+fn check_attention_op(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
+    let id = m.root().node;
+    let op = facts.graph.op(id).ok_or("an operator expected")?;
+    let inputs = facts.graph.inputs_of(id).iter().filter(|v| v.is_some()).count();
+    let flag = |name: &str| op.attrs.int(name).unwrap_or(0) != 0;
+    if inputs != 3 || flag("is_causal") || op.attrs.float("softcap").unwrap_or(0.0) != 0.0 || m.root().port != 0 {
+        return Err("Attention without mask, past, causality and soft cap expected".to_owned());
+    }
+    let heads = |name: &str| op.attrs.int(name);
+    if heads("q_num_heads").is_some() || heads("kv_num_heads").is_some() {
+        return Err("Attention on [batch, heads, tokens, width] expected, found packed heads".to_owned());
+    }
+    match op.attrs.float("scale") {
+        Some(s) => Ok(s),
+        None => facts
+            .last_dim(m.value("q"))
+            .map(|d| (1.0 / (d as f64).sqrt()) as f32)
+            .ok_or_else(|| "a known head width expected, to know the scale".to_owned()),
+    }
+}
+
+fn build_attention_op(edit: &mut Edit<'_>, m: &Match, scale: f32) -> Value {
+    let at = m.root().node;
+    let name = edit.value_name(m.root()).to_owned();
+    let stem = |part: &str| format!("{name}.{part}");
+    let perm = AttrValue::Ints(vec![0, 1, 3, 2]);
+    let kt = edit.add(at, NewOp::std("Transpose", &stem("k_transposed")).input(m.value("k")).attr("perm", perm));
+    let scores = edit.add(at, NewOp::std("MatMul", &stem("scores")).inputs([m.value("q"), kt]));
+    let c = edit.add_init(at, &stem("scale"), float(scale));
+    let scaled = edit.add(at, NewOp::std("Mul", &stem("scaled")).inputs([scores, c]));
+    let p = edit.add(at, NewOp::std("Softmax", &stem("softmax")).input(scaled).attr("axis", AttrValue::Int(-1)));
+    edit.add(at, NewOp::std("MatMul", &name).inputs([p, m.value("v")]))
+}
+
+// Scales travel outwards until one sits between the scores and the softmax.
+
+fn scaled_operand() -> Pat {
+    let by = |p: Pat| any_of([times_scalar(p.clone()), op("Div", [p, scalar("d")])]);
+    any_of([op("MatMul", [by(var("a")), var("b")]), op("MatMul", [var("a"), by(var("b"))])])
+}
+
+fn different_operands(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
+    if facts.graph.constant(m.value("a")).is_some() || facts.graph.constant(m.value("b")).is_some() {
+        return Err("a product of two activations expected".to_owned());
+    }
+    match m.get("c") {
+        Some(_) => constant_of(facts, m, "c"),
+        None => constant_of(facts, m, "d").map(|d| 1.0 / d),
+    }
+}
+
+fn build_scale_after_matmul(edit: &mut Edit<'_>, m: &Match, c: f32) -> Value {
+    let at = m.root().node;
+    let name = edit.value_name(m.root()).to_owned();
+    let product = edit.add(at, NewOp::std("MatMul", &format!("{name}_unscaled")).inputs([m.value("a"), m.value("b")]));
+    scale(edit, at, &name, product, c)
+}
+
+fn scale(edit: &mut Edit<'_>, at: crate::ir::NodeId, name: &str, x: Value, c: f32) -> Value {
+    let c = edit.add_init(at, &format!("{name}_scale"), float(c));
+    edit.add(at, NewOp::std("Mul", &format!("{name}_scaled")).inputs([x, c]))
+}
+
+fn factor(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
+    constant_of(facts, m, "c")
+}
+
+fn build_scale_after_transpose(edit: &mut Edit<'_>, m: &Match, c: f32) -> Value {
+    let at = m.root().node;
+    let name = edit.value_name(m.root()).to_owned();
+    let attrs = edit.op(at).map(|o| o.attrs.clone()).unwrap_or_default();
+    let t = edit.add(at, NewOp::std("Transpose", &format!("{name}_unscaled")).input(m.value("x")).attrs(attrs));
+    scale(edit, at, &name, t, c)
+}
+
+fn two_factors(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
+    // In f64, so that √s · √s gives back s.
+    Ok((f64::from(constant_of(facts, m, "c")?) * f64::from(constant_of(facts, m, "c2")?)) as f32)
+}
+
+fn divisor(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
+    constant_of(facts, m, "c").map(|c| 1.0 / c)
+}
+
+fn build_scale(edit: &mut Edit<'_>, m: &Match, c: f32) -> Value {
+    let name = edit.value_name(m.root()).to_owned();
+    scale(edit, m.root().node, &name, m.value("product"), c)
+}
+
+// Dynamo's kᵀ: flatten the heads, transpose, unflatten.
+
+fn flat_transpose() -> Pat {
+    let heads_first = op("Transpose", [op("Reshape", [var("linear"), konst("heads")])])
+        .named("x")
+        .check(|op| if perm_is(op, &[0, 2, 1, 3]) { Ok(()) } else { Err("perm [0, 2, 1, 3] expected".to_owned()) });
+    let flat = op("Reshape", [heads_first, konst("flat")]);
+    let turned = op("Transpose", [flat])
+        .check(|op| if perm_is(op, &[0, 2, 1]) { Ok(()) } else { Err("perm [0, 2, 1] expected".to_owned()) });
+    op("Reshape", [turned, konst("back")])
+}
+
+fn check_flat_transpose(facts: Facts<'_>, m: &Match) -> Result<(), String> {
+    let ints = |name: &str| facts.graph.constant(m.value(name)).and_then(|t| t.to_i64().ok()).unwrap_or_default();
+    match (&ints("heads")[..], &ints("flat")[..], &ints("back")[..]) {
+        ([_, _, h, d], [_, n1, d1], [_, h2, d2, n2]) if h == h2 && d == d1 && d == d2 && n1 == n2 => Ok(()),
+        found => Err(format!("[B, N, H, D] → [B·H, N, D] → [B, H, D, N] expected, found {found:?}")),
+    }
+}
+
+fn check_perms(facts: Facts<'_>, m: &Match) -> Result<Vec<i64>, String> {
+    let perm = |id| facts.graph.op(id).and_then(|o| o.attrs.ints("perm")).ok_or("a permutation expected");
+    let (outer, inner) = (perm(m.root().node)?, perm(m.value("inner").node)?);
+    let merged = outer.iter().map(|&i| usize::try_from(i).ok().and_then(|i| inner.get(i)).copied()).collect::<Option<Vec<_>>>();
+    merged.filter(|v| v.len() == inner.len()).ok_or_else(|| "permutations of one rank expected".to_owned())
+}
+
+// q, k or v picked from one joint Linear becomes a Linear of its own.
+
+fn joint_linear() -> Pat {
+    let product = || op("MatMul", [var("x"), konst("w")]);
+    any_of([op("Add", [product(), konst("bias")]), product()]).named("joint")
+}
+
+fn selection() -> Pat {
+    let permuted = || op("Transpose", [op("Reshape", [joint_linear(), konst("shape")])]).named("permuted");
+    any_of([
+        op("Gather", [permuted(), scalar("index")]).named("gather"),
+        op("Squeeze", [op("Split", [permuted()]).named("split")]),
+        op("Squeeze", [op("Slice", [permuted(), scalar("start"), scalar("end"), scalar("axis")])]),
+    ])
+}
+
+struct Selection {
+    part: &'static str,
+    heads: i64,
+    head_dim: i64,
+    w: Tensor,
+    bias: Option<Tensor>,
+}
+
+fn check_selection(facts: Facts<'_>, m: &Match) -> Result<Selection, String> {
+    let g = facts.graph;
+    let permuted = g.op(m.value("permuted").node).ok_or("an operator expected")?;
+    if !perm_is(permuted, &[2, 0, 3, 1, 4]) {
+        return Err(format!("perm [2, 0, 3, 1, 4] expected, found {:?}", permuted.attrs.ints("perm")));
+    }
+    let int = |name: &str| m.get(name).and_then(|v| g.constant(v)).and_then(|t| t.to_i64().ok()).and_then(|v| v.first().copied());
+    let index = if let Some(gather) = m.get("gather") {
+        if g.op(gather.node).and_then(|o| o.attrs.int("axis")).unwrap_or(0) != 0 {
+            return Err("Gather on axis 0 expected".to_owned());
+        }
+        int("index")
+    } else if let Some(split) = m.get("split") {
+        if g.op(split.node).and_then(|o| o.attrs.int("axis")).unwrap_or(0) != 0
+            || g.get(split.node).map(|n| n.outputs.len()) != Some(3)
+        {
+            return Err("Split in three on axis 0 expected".to_owned());
+        }
+        Some(i64::from(split.port))
+    } else if int("axis") == Some(0) && int("start").map(|s| s + 1) == int("end") {
+        int("start")
+    } else {
+        None
+    };
+    let index = index.and_then(|i| usize::try_from(if i < 0 { i + 3 } else { i }).ok()).filter(|&i| i < 3);
+    let index = index.ok_or("one of q, k, v at a constant index expected")?;
+    let shape = g.constant(m.value("shape")).and_then(|t| t.to_i64().ok()).unwrap_or_default();
+    let [_, _, 3, heads, head_dim] = shape[..] else {
+        return Err(format!("Reshape to [batch, tokens, 3, heads, width] expected, found {shape:?}"));
+    };
+    let w = g.constant(m.value("w")).ok_or("constant weights expected")?;
+    let width = usize::try_from(heads * head_dim).unwrap_or(0);
+    if width == 0 || w.shape.get(1) != Some(&(3 * width)) {
+        return Err(format!("weights [in, {}] expected, found {:?}", 3 * width, w.shape));
+    }
+    let text = |e: crate::ir::TensorError| e.to_string();
+    let bias = m.get("bias").and_then(|b| g.constant(b));
+    Ok(Selection {
+        part: ["q", "k", "v"][index],
+        heads,
+        head_dim,
+        w: weights::columns(w, index * width, width).map_err(text)?,
+        bias: bias.map(|b| weights::columns(b, index * width, width)).transpose().map_err(text)?,
+    })
+}
+
+fn build_selection(edit: &mut Edit<'_>, m: &Match, s: Selection) -> Value {
+    let at = m.root().node;
+    let joint = edit.value_name(m.value("joint")).to_owned();
+    let w_name = edit.value_name(m.value("w")).to_owned();
+    let name = |what: &str| format!("{joint}.{}{what}", s.part);
+    let w = edit.add_init(at, &format!("{w_name}.{}", s.part), s.w);
+    let mut linear =
+        edit.add(at, NewOp::std("MatMul", &name(if s.bias.is_some() { "_matmul" } else { "" })).inputs([m.value("x"), w]));
+    if let Some(bias) = s.bias {
+        let b = edit.add_init(at, &name("_bias"), bias);
+        linear = edit.add(at, NewOp::std("Add", &name("")).inputs([linear, b]));
+    }
+    // 0 copies batch and tokens from the input, so that both may stay symbolic.
+    let shape = edit.add_init(at, &name("_shape"), Tensor::vector(&[0i64, 0, s.heads, s.head_dim]));
+    let heads = edit.add(at, NewOp::std("Reshape", &name("_heads")).inputs([linear, shape]));
+    edit.add(at, NewOp::std("Transpose", &name("_heads_first")).input(heads).attr("perm", AttrValue::Ints(vec![0, 2, 1, 3])))
+}
+
+// The one scale goes into q's Linear, where it costs nothing and leaves q·kᵀ next to its quantiser.
+
+fn scaled_scores() -> Pat {
+    let product = op("MatMul", [var("x"), konst("w")]).named("product");
+    let linear = any_of([op("Add", [product.clone(), konst("bias")]), product]).named("linear");
+    let q = op("Transpose", [op("Reshape", [linear, konst("shape")]).named("heads")]).named("q");
+    op("Mul", [op("MatMul", [q, var("kt")]).named("scores"), scalar("c")])
+}
+
+fn check_scaled_scores(facts: Facts<'_>, m: &Match) -> Result<(Tensor, Option<Tensor>), String> {
+    let g = facts.graph;
+    for name in ["q", "heads", "linear", "product", "scores"] {
+        let value = m.value(name);
+        if g.use_count(value) != 1 {
+            return Err(format!("'{}' to be read once expected, so that q alone can be scaled", g.value_name(value)));
+        }
+    }
+    let c = constant_of(facts, m, "c")?;
+    let scaled = |name: &str| m.get(name).and_then(|v| g.constant(v)).map(|t| weights::scaled(t, c)).transpose();
+    let w = scaled("w").map_err(|e| e.to_string())?.ok_or("constant weights expected")?;
+    Ok((w, scaled("bias").map_err(|e| e.to_string())?))
+}
+
+fn build_scaled_scores(edit: &mut Edit<'_>, m: &Match, (w, bias): (Tensor, Option<Tensor>)) -> Value {
+    let at = m.value("product").node;
+    let replace = |edit: &mut Edit<'_>, node, port, old: Value, tensor| {
+        let name = format!("{}.scaled", edit.value_name(old));
+        let new = edit.add_init(at, &name, tensor);
+        edit.set_input(node, port, Some(new));
+    };
+    replace(edit, at, 1, m.value("w"), w);
+    if let Some(bias) = bias {
+        replace(edit, m.value("linear").node, 1, m.value("bias"), bias);
+    }
+    m.value("scores")
+}

@@ -1,0 +1,61 @@
+//! LayerNormalization from its decomposed forms.
+
+use crate::ir::{AttrValue, NewOp, NodeId};
+use crate::pattern::{Facts, Match, Pat, Rule, any_of, commute, konst, near, op, scalar, var};
+
+pub(super) fn rules() -> Vec<Rule> {
+    vec![Rule::new("layer-norm", "ReduceMean", layer_norm(), check, |edit, m, (epsilon, gamma, beta)| {
+        let root = m.root();
+        let name = edit.value_name(root).to_owned();
+        let new = NewOp::std("LayerNormalization", &name)
+            .inputs([m.value("x"), gamma, beta])
+            .attr("axis", AttrValue::Int(-1))
+            .attr("epsilon", AttrValue::Float(epsilon));
+        edit.add(root.node, new)
+    })]
+}
+
+/// (x − mean) / sqrt(mean((x − mean)²) + eps) · gamma + beta, as TorchScript writes it up to opset 16.
+fn layer_norm() -> Pat {
+    let centred = || op("Sub", [var("x"), op("ReduceMean", [var("x")]).named("mean")]);
+    let again = || any_of([var("centred"), centred()]);
+    let square = any_of([op("Pow", [again(), near(2.0)]), op("Mul", [again(), again()])]);
+    let variance = op("ReduceMean", [square]).named("variance");
+    let deviation = || op("Sqrt", [commute("Add", variance.clone(), scalar("eps"))]);
+    let normal = any_of([
+        op("Div", [centred().named("centred"), deviation()]),
+        commute("Mul", centred().named("centred"), op("Reciprocal", [deviation()])),
+    ]);
+    commute("Add", commute("Mul", normal, konst("gamma")), konst("beta"))
+}
+
+type LayerNorm = (f32, crate::ir::Value, crate::ir::Value);
+
+fn check(facts: Facts<'_>, m: &Match) -> Result<LayerNorm, String> {
+    for name in ["mean", "variance"] {
+        last_axis_kept(facts, m.value(name).node)?;
+    }
+    let eps = facts.graph.constant(m.value("eps")).and_then(|t| t.scalar_f32()).ok_or("the epsilon must be a float constant")?;
+    let width = |name: &str| facts.graph.constant(m.value(name)).map(|t| t.shape.clone());
+    let (gamma, beta) = (width("gamma"), width("beta"));
+    if gamma.as_ref().is_none_or(|s| s.len() != 1) || gamma != beta {
+        return Err(format!("gamma and beta of one shape [C] expected, found {gamma:?} and {beta:?}"));
+    }
+    Ok((eps, m.value("gamma"), m.value("beta")))
+}
+
+/// A mean over the last axis that keeps it; the axis may be an attribute or, from opset 18, an input.
+fn last_axis_kept(facts: Facts<'_>, id: NodeId) -> Result<(), String> {
+    let at = || facts.graph.describe(id);
+    let Some(op) = facts.graph.op(id) else { return Err("an operator expected".to_owned()) };
+    if op.attrs.int("keepdims").unwrap_or(1) != 1 {
+        return Err(format!("ReduceMean with keepdims = 1 expected at {}", at()));
+    }
+    let input = facts.graph.input(id, 1).and_then(|v| facts.graph.constant(v)).and_then(|t| t.to_i64().ok());
+    let axes = op.attrs.ints("axes").map(<[i64]>::to_vec).or(input);
+    let last = facts.rank(facts.graph.input(id, 0)).map_or(-1, |r| r as i64 - 1);
+    match axes.as_deref() {
+        Some([a]) if *a == -1 || *a == last => Ok(()),
+        found => Err(format!("ReduceMean over the last axis expected, found axes {found:?} at {}", at())),
+    }
+}

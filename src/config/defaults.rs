@@ -1,0 +1,44 @@
+//! What a site is when nothing is said of it.
+
+use std::collections::BTreeMap;
+
+use super::schema::{CalibrationMode, Method, Observer, SiteConfig, WEIGHTS};
+
+/// The built-in default of a site: 8 bits; weights symmetric with one scale for each output channel, activations affine
+/// with one scale, the LayerNorm inputs PTF, the softmax Log2. Ranges are those of the smallest and largest value.
+pub(super) fn built_in(site: &str) -> SiteConfig {
+    let activation = SiteConfig {
+        calibration_mode: CalibrationMode::LayerWise,
+        bits: 8,
+        signed: true,
+        symmetric: false,
+        observer: Observer::Minmax,
+        method: Method::Uniform,
+        // FQ-ViT's values; used only where a PercentileObserver is asked for.
+        percentile_alpha: 0.99999,
+        percentile_sigma: 0.01,
+        kl_bins: 2048,
+        log2_fraction_bits: 3,
+        // FQ-ViT has 3; the residual stream of augreg ViTs spans more powers of two than that.
+        max_exponent: 7,
+        float: false,
+        sources: BTreeMap::new(),
+    };
+    match site {
+        _ if WEIGHTS.contains(&site) => SiteConfig {
+            calibration_mode: CalibrationMode::ChannelWise,
+            symmetric: true,
+            ..activation
+        },
+        "residual1" | "residual2" | "embed" => SiteConfig {
+            method: Method::Ptf,
+            ..activation
+        },
+        "intSoft" => SiteConfig {
+            method: Method::Log2,
+            signed: false,
+            ..activation
+        },
+        _ => activation,
+    }
+}

@@ -1,0 +1,419 @@
+//! The configuration's vocabulary as plain types.
+//!
+//! A configuration is partial: every value may be left out. [`Config::resolve`] answers for one site by laying the
+//! levels over each other, the most specific last: built-in default of the site, `default`, the section's `default`, the
+//! site's entry, the entry of the site in one block.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::defaults;
+
+/// Weights of the Linear layers, and the LayerNorm outputs.
+pub const LAYERS: &str = "layers";
+/// Activations of the attention and the MLP.
+pub const ATTN_LAYER: &str = "attn_layer";
+/// The residual sums.
+pub const RESIDUAL_LAYER: &str = "residual_layer";
+/// What the other three leave out: activations between two integer steps, and everything outside the blocks.
+pub const EXTRA_LAYER: &str = "extra_layer";
+
+/// Every section, in the order of a single file.
+pub const SECTIONS: [&str; 4] = [LAYERS, ATTN_LAYER, RESIDUAL_LAYER, EXTRA_LAYER];
+
+/// Every site as `(section, name)`.
+pub const SITES: &[(&str, &str)] = &[
+    (LAYERS, "attn_qkv"),
+    (LAYERS, "attn_proj"),
+    (LAYERS, "mlp_fc1"),
+    (LAYERS, "mlp_fc2"),
+    (LAYERS, "norm1"),
+    (LAYERS, "norm2"),
+    (ATTN_LAYER, "attn_qkv_output"),
+    (ATTN_LAYER, "kv_act"),
+    (ATTN_LAYER, "intSoft"),
+    (ATTN_LAYER, "sv_attn"),
+    (ATTN_LAYER, "mlp_act"),
+    (ATTN_LAYER, "mlp_act2"),
+    (RESIDUAL_LAYER, "residual1"),
+    (RESIDUAL_LAYER, "residual2"),
+    (EXTRA_LAYER, "attn_proj_output"),
+    (EXTRA_LAYER, "mlp_fc1_output"),
+    (EXTRA_LAYER, "input"),
+    (EXTRA_LAYER, "patch_embed"),
+    (EXTRA_LAYER, "embed"),
+    (EXTRA_LAYER, "norm"),
+    (EXTRA_LAYER, "head"),
+    (EXTRA_LAYER, "head_output"),
+];
+
+/// Sites that exist once in a model and not in every block.
+pub const OUTSIDE_BLOCKS: [&str; 6] = [
+    "input",
+    "patch_embed",
+    "embed",
+    "norm",
+    "head",
+    "head_output",
+];
+
+/// Sites that are weights.
+pub const WEIGHTS: [&str; 6] = [
+    "attn_qkv",
+    "attn_proj",
+    "mlp_fc1",
+    "mlp_fc2",
+    "patch_embed",
+    "head",
+];
+
+/// The section of a site; `None` for a name that is no site.
+pub fn section_of(site: &str) -> Option<&'static str> {
+    SITES
+        .iter()
+        .find(|(_, name)| *name == site)
+        .map(|(section, _)| *section)
+}
+
+/// How many scales a tensor has (`calibration_mode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CalibrationMode {
+    /// One for the tensor.
+    LayerWise,
+    /// One for each channel: the output channel of a weight, the last axis of an activation.
+    ChannelWise,
+}
+
+/// How a range is taken from what was observed (`observer_type`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Observer {
+    /// Smallest and largest value.
+    #[serde(rename = "MinmaxObserver")]
+    Minmax,
+    /// Quantiles 1 − alpha and alpha of each sample, moved towards by sigma.
+    #[serde(rename = "PercentileObserver")]
+    Percentile,
+    /// The clip with the smallest squared error.
+    #[serde(rename = "OmseObserver")]
+    Omse,
+    /// The clip with the smallest Kullback-Leibler divergence of the histogram.
+    #[serde(rename = "KLObserver")]
+    Kl,
+}
+
+/// What a code stands for (`quantization_method`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Method {
+    /// `scale · (q − zp)`.
+    Uniform,
+    /// `2^(−q / 2^r)` with `r` fraction bits; the softmax output (`intSoft`) only.
+    Log2,
+    /// A power-of-two factor: `base · 2^α_c · (q − zp)`, with α_c chosen for each channel (FQ-ViT, arXiv 2111.13824,
+    /// eq. 9). Activations other than the scores and the softmax.
+    #[serde(rename = "PTF")]
+    Ptf,
+}
+
+impl CalibrationMode {
+    /// Every mode by its name in the file.
+    pub const NAMES: [(&'static str, Self); 2] = [
+        ("layer_wise", Self::LayerWise),
+        ("channel_wise", Self::ChannelWise),
+    ];
+}
+
+impl Observer {
+    /// Every observer by its name in the file.
+    pub const NAMES: [(&'static str, Self); 4] = [
+        ("MinmaxObserver", Self::Minmax),
+        ("PercentileObserver", Self::Percentile),
+        ("OmseObserver", Self::Omse),
+        ("KLObserver", Self::Kl),
+    ];
+}
+
+impl Method {
+    /// Every method by its name in the file.
+    pub const NAMES: [(&'static str, Self); 3] = [
+        ("Uniform", Self::Uniform),
+        ("Log2", Self::Log2),
+        ("PTF", Self::Ptf),
+    ];
+
+    /// Whether a site can be quantised this way: Log2 needs values in [0, 1], PTF needs channels that the next step can
+    /// shift apart.
+    pub fn suits(self, site: &str) -> bool {
+        match self {
+            Self::Uniform => true,
+            Self::Log2 => site == "intSoft",
+            Self::Ptf => !WEIGHTS.contains(&site) && !matches!(site, "intSoft" | "kv_act"),
+        }
+    }
+}
+
+/// The values that an entry can give.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Key {
+    /// `calibration_mode`
+    CalibrationMode,
+    /// `bit_type.bits`
+    Bits,
+    /// `bit_type.signed`
+    Signed,
+    /// `bit_type.symmetric`
+    Symmetric,
+    /// `observer_type`
+    Observer,
+    /// `quantization_method`
+    Method,
+    /// `percentile_alpha`
+    PercentileAlpha,
+    /// `percentile_sigma`
+    PercentileSigma,
+    /// `kl_bins`
+    KlBins,
+    /// `log2_fraction_bits`
+    Log2FractionBits,
+    /// `max_exponent`
+    MaxExponent,
+    /// `float`
+    Float,
+}
+
+/// Where a value of a [`SiteConfig`] comes from; the later, the more specific.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// Nothing was said: the site's built-in default.
+    BuiltIn,
+    /// The file's `default`.
+    Default,
+    /// The `default` of the site's section.
+    Section,
+    /// The site's entry.
+    Site,
+    /// The entry `blocks.<i>.<site>`.
+    Block,
+}
+
+/// What one entry says; `None` where it says nothing.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Entry {
+    /// `calibration_mode`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration_mode: Option<CalibrationMode>,
+    /// `bit_type.bits`, 4 to 16.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bits: Option<u8>,
+    /// `bit_type.signed`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signed: Option<bool>,
+    /// `bit_type.symmetric`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub symmetric: Option<bool>,
+    /// `observer_type`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observer: Option<Observer>,
+    /// `quantization_method`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<Method>,
+    /// `percentile_alpha`, in (0.5, 1].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub percentile_alpha: Option<f64>,
+    /// `percentile_sigma`, in (0, 1].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub percentile_sigma: Option<f64>,
+    /// `kl_bins` or `kv_bins`, 128 to 65536.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_bins: Option<u32>,
+    /// `log2_fraction_bits`, 0 to 4.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log2_fraction_bits: Option<u8>,
+    /// `max_exponent`, 0 to 8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_exponent: Option<u8>,
+    /// `float`; for an activation also the opposite of `output_quant_enable`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub float: Option<bool>,
+    /// `output_quant_enable`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_quant_enable: Option<bool>,
+}
+
+/// One section of a configuration.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Section {
+    /// For every site of the section.
+    pub default: Entry,
+    /// For one site in every block, or outside the blocks.
+    pub sites: BTreeMap<String, Entry>,
+    /// For one site in one block.
+    pub blocks: BTreeMap<usize, BTreeMap<String, Entry>>,
+}
+
+/// A whole configuration.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The preset's name or the path it was read from.
+    pub name: String,
+    /// For every site.
+    pub default: Entry,
+    /// Weights and LayerNorm outputs.
+    pub layers: Section,
+    /// Activations.
+    pub attn_layer: Section,
+    /// Residual sums.
+    pub residual_layer: Section,
+    /// Everything else.
+    pub extra_layer: Section,
+    /// See [`Config::notes`].
+    pub notes: Vec<String>,
+}
+
+/// What a configuration says of one site; nothing is left open.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SiteConfig {
+    /// One scale or one a channel.
+    pub calibration_mode: CalibrationMode,
+    /// Width of a code, 4 to 16.
+    pub bits: u8,
+    /// Whether codes run from −2^(bits−1) (signed) or from 0.
+    pub signed: bool,
+    /// Whether the zero point is fixed at 0 (symmetric) or chosen (affine).
+    pub symmetric: bool,
+    /// How the range is found.
+    pub observer: Observer,
+    /// What a code stands for.
+    pub method: Method,
+    /// Upper quantile of [`Observer::Percentile`], in (0.5, 1]; the lower one is 1 − alpha.
+    pub percentile_alpha: f64,
+    /// Weight of the newest sample in the moving average of [`Observer::Percentile`], in (0, 1].
+    pub percentile_sigma: f64,
+    /// Histogram bins of [`Observer::Kl`].
+    pub kl_bins: u32,
+    /// Fraction bits r of [`Method::Log2`], 0 to 4.
+    pub log2_fraction_bits: u8,
+    /// Largest exponent α_c of [`Method::Ptf`], 0 to 8.
+    pub max_exponent: u8,
+    /// Whether the site stays in float.
+    pub float: bool,
+    /// Where each value comes from; a key that is missing has its built-in default.
+    pub sources: BTreeMap<Key, Source>,
+}
+
+impl SiteConfig {
+    /// Where a value comes from.
+    pub fn source(&self, key: Key) -> Source {
+        self.sources.get(&key).copied().unwrap_or(Source::BuiltIn)
+    }
+
+    /// Whether the configuration gives a value, for this site alone or by a `default`.
+    pub fn is_given(&self, key: Key) -> bool {
+        self.source(key) != Source::BuiltIn
+    }
+
+    fn apply(&mut self, site: &str, entry: &Entry, source: Source) {
+        macro_rules! take {
+            ($field:ident, $key:ident, $value:expr) => {
+                if let Some(value) = $value {
+                    self.$field = value;
+                    self.sources.insert(Key::$key, source);
+                }
+            };
+        }
+        take!(calibration_mode, CalibrationMode, entry.calibration_mode);
+        take!(bits, Bits, entry.bits);
+        take!(signed, Signed, entry.signed);
+        // `signed` alone decides symmetry too: a signed code was always symmetric where only `signed` could be written.
+        take!(symmetric, Symmetric, entry.symmetric.or(entry.signed));
+        take!(observer, Observer, entry.observer);
+        take!(method, Method, entry.method.filter(|m| m.suits(site)));
+        take!(percentile_alpha, PercentileAlpha, entry.percentile_alpha);
+        take!(percentile_sigma, PercentileSigma, entry.percentile_sigma);
+        take!(kl_bins, KlBins, entry.kl_bins);
+        take!(
+            log2_fraction_bits,
+            Log2FractionBits,
+            entry.log2_fraction_bits
+        );
+        take!(max_exponent, MaxExponent, entry.max_exponent);
+        let disabled = entry
+            .output_quant_enable
+            .filter(|_| !WEIGHTS.contains(&site))
+            .map(|on| !on);
+        take!(float, Float, entry.float.or(disabled));
+    }
+}
+
+impl Config {
+    /// The section of that name; an empty one for a name that is none.
+    pub fn section(&self, name: &str) -> &Section {
+        match name {
+            LAYERS => &self.layers,
+            ATTN_LAYER => &self.attn_layer,
+            RESIDUAL_LAYER => &self.residual_layer,
+            EXTRA_LAYER => &self.extra_layer,
+            _ => {
+                static EMPTY: std::sync::OnceLock<Section> = std::sync::OnceLock::new();
+                EMPTY.get_or_init(Section::default)
+            }
+        }
+    }
+
+    pub(super) fn section_mut(&mut self, name: &str) -> Option<&mut Section> {
+        match name {
+            LAYERS => Some(&mut self.layers),
+            ATTN_LAYER => Some(&mut self.attn_layer),
+            RESIDUAL_LAYER => Some(&mut self.residual_layer),
+            EXTRA_LAYER => Some(&mut self.extra_layer),
+            _ => None,
+        }
+    }
+
+    /// Everything that is said of a site, in block `block` or (for `None`) outside the blocks or in any block.
+    ///
+    /// Priority, highest first: the block's entry, the site's entry, the section's default, `default`, the built-in
+    /// default of the site. Keys are merged one by one, those of `bit_type` too. A method that cannot apply to the site
+    /// (Log2 from `default` on a weight) is passed over. A name that is no site has the built-in default of an activation
+    /// under the file's `default`.
+    pub fn resolve(&self, block: Option<usize>, site: &str) -> SiteConfig {
+        let mut result = defaults::built_in(site);
+        result.apply(site, &self.default, Source::Default);
+        let section = self.section(section_of(site).unwrap_or_default());
+        result.apply(site, &section.default, Source::Section);
+        if let Some(entry) = section.sites.get(site) {
+            result.apply(site, entry, Source::Site);
+        }
+        let block = block
+            .and_then(|b| section.blocks.get(&b))
+            .and_then(|entries| entries.get(site));
+        if let Some(entry) = block {
+            result.apply(site, entry, Source::Block);
+        }
+        result
+    }
+
+    /// What was accepted but has no effect, one sentence each, with file and line.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The entries `blocks.<i>.<site>` whose block a model of `depth` blocks does not have: names that name nothing.
+    pub fn beyond_depth(&self, depth: usize) -> Vec<String> {
+        let sections = SECTIONS.iter().map(|s| self.section(s));
+        let entries = sections.flat_map(|s| s.blocks.range(depth..));
+        entries
+            .flat_map(|(block, sites)| {
+                sites
+                    .keys()
+                    .map(move |site| format!("blocks.{block}.{site}"))
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,176 @@
+//! DequantizeLinear → LayerNormalization, Softmax, Gelu → QuantizeLinear as one integer op of domain `ai.vitq`.
+
+use std::collections::BTreeMap;
+
+use super::qdq::{Pair, Quantised};
+use super::{LowerError, LowerReport};
+use crate::ir::{AI_VITQ, DType, Edit, NewOp, NodeId, OpName, Scalar, Tensor, Value};
+use crate::quant::plan::Codes;
+use crate::quant::tables::layer_norm::{LayerNormSpec, LayerNormTables};
+use crate::quant::tables::log_softmax::{LogRounding, LogSoftmaxTables, log_dequantize_table};
+use crate::quant::tables::lut::{Activation, activation_table};
+use crate::quant::tables::{Affine, CodeType, TableError};
+
+/// Rewrites every operator whose input and output are quantised as the op needs them.
+pub(super) fn lower(edit: &mut Edit<'_>, quantised: &Quantised, report: &mut LowerReport) -> Result<(), LowerError> {
+    let by_dq: BTreeMap<Value, Pair> = quantised.values.values().map(|p| (p.dequantised, p.clone())).collect();
+    for id in edit.ops() {
+        let Some(op) = edit.op(id).map(|o| o.op.clone()) else { continue };
+        let Some(input) = edit.input(id, 0).and_then(|v| by_dq.get(&v)) else { continue };
+        let output = Value { node: id, port: 0 };
+        let pair = pair_after(edit, output, &by_dq);
+        let done = match (op.op_type.as_str(), pair) {
+            ("LayerNormalization", Some(y)) => layer_norm(edit, id, input, &y),
+            ("Gelu" | "Sigmoid" | "Tanh", Some(y)) => lut(edit, id, input, &y),
+            ("Softmax", _) => match quantised.log2.get(edit.value_name(output)) {
+                Some(&(bits, r)) => log_softmax(edit, id, input, bits, r),
+                None => continue,
+            },
+            _ => continue,
+        };
+        match done {
+            Ok(()) => report.custom_ops += 1,
+            Err(e) => report.notes.push(format!("{} stays in float between its codes: {e}", edit.describe(id))),
+        }
+    }
+    Ok(())
+}
+
+/// The Q/DQ pair that reads a value, if one does.
+fn pair_after(edit: &Edit<'_>, value: Value, by_dq: &BTreeMap<Value, Pair>) -> Option<Pair> {
+    let q = edit.uses(value).into_iter().find(|u| edit.is_op(u.node, "QuantizeLinear"))?;
+    by_dq.values().find(|p| p.codes.node == q.node || edit.input(p.codes.node, 0).is_some_and(|v| v.node == q.node)).cloned()
+}
+
+fn code_type(codes: Codes) -> CodeType {
+    match codes.dtype() {
+        DType::I8 => CodeType::Int8,
+        DType::U8 => CodeType::Uint8,
+        DType::I16 => CodeType::Int16,
+        _ => CodeType::Uint16,
+    }
+}
+
+fn affine(p: &Pair) -> Affine {
+    Affine { scale: f64::from(p.scales.first().copied().unwrap_or(1.0)), zero_point: p.zero }
+}
+
+fn codes_tensor(dtype: DType, values: &[i32]) -> Tensor {
+    fn typed<T: Scalar + TryFrom<i32> + Default>(values: &[i32]) -> Tensor {
+        Tensor::vector(&values.iter().map(|&v| T::try_from(v).unwrap_or_default()).collect::<Vec<_>>())
+    }
+    match dtype {
+        DType::I8 => typed::<i8>(values),
+        DType::U8 => typed::<u8>(values),
+        DType::I16 => typed::<i16>(values),
+        _ => typed::<u16>(values),
+    }
+}
+
+/// Makes the DequantizeLinear of a pair read the codes of a custom op, and gives it the float value's name, which the
+/// float operator no longer needs.
+fn take_over(edit: &mut Edit<'_>, float: Value, codes: Value, y: &Pair) {
+    edit.set_input(y.dequantised.node, 0, Some(codes));
+    edit.swap_names(float, y.dequantised);
+}
+
+fn layer_norm(edit: &mut Edit<'_>, id: NodeId, x: &Pair, y: &Pair) -> Result<(), TableError> {
+    let reals = |port| -> Vec<f64> {
+        let t = edit.input(id, port).and_then(|v| edit.constant(v)).and_then(|t| t.to_f32().ok());
+        t.unwrap_or_default().into_iter().map(f64::from).collect()
+    };
+    let (gamma, beta) = (reals(1), reals(2));
+    let eps = edit.op(id).and_then(|o| o.attrs.float("epsilon")).unwrap_or(1e-5);
+    let exponents: Vec<u32> =
+        if x.exponents.is_empty() { vec![0; gamma.len()] } else { x.exponents.iter().map(|&e| u32::from(e)).collect() };
+    let base = Affine { scale: base_scale(x), zero_point: x.zero };
+    let tables = LayerNormTables::new(&LayerNormSpec {
+        gamma: &gamma,
+        beta: &beta,
+        eps: f64::from(eps),
+        input: base,
+        exponents: &exponents,
+        input_type: code_type(x.coding),
+        output: affine(y),
+        output_range: y.coding.range(),
+    })?;
+    let float = Value { node: id, port: 0 };
+    let name = edit.value_name(float).to_owned();
+    let init = |edit: &mut Edit<'_>, what: &str, t: Tensor| edit.add_init(id, &format!("{name}_{what}"), t);
+    let zero = match x.coding.dtype() {
+        DType::I8 => Tensor::scalar(tables.x_zero_point as i8),
+        DType::U8 => Tensor::scalar(tables.x_zero_point as u8),
+        DType::I16 => Tensor::scalar(tables.x_zero_point as i16),
+        _ => Tensor::scalar(tables.x_zero_point as u16),
+    };
+    let zero = init(edit, "x_zero_point", zero);
+    let multiplier = init(edit, "multiplier", Tensor::vector(&tables.multiplier));
+    let eps = init(edit, "eps", Tensor::scalar(tables.eps));
+    let gamma = init(edit, "gamma", Tensor::vector(&tables.gamma));
+    let beta = init(edit, "beta", Tensor::vector(&tables.beta));
+    let shift = init(edit, "shift", Tensor::scalar(tables.shift));
+    let range = init(edit, "range", codes_tensor(y.coding.dtype(), &[tables.y_range.0, tables.y_range.1]));
+    let new = NewOp::new(OpName::new(AI_VITQ, "PtfLayerNorm"), &format!("{name}_codes"));
+    let codes = edit.add(id, new.inputs([x.codes, zero, multiplier, eps, gamma, beta, shift, range]));
+    take_over(edit, float, codes, y);
+    Ok(())
+}
+
+/// The scale of exponent 0.
+fn base_scale(x: &Pair) -> f64 {
+    let first = f64::from(x.scales.first().copied().unwrap_or(1.0));
+    x.exponents.first().map_or(first, |&e| first / f64::from(1u32 << e))
+}
+
+fn lut(edit: &mut Edit<'_>, id: NodeId, x: &Pair, y: &Pair) -> Result<(), TableError> {
+    let needed = |what| Err(TableError::Parameter { what, found: f64::NAN, needed: "one scale for the tensor" });
+    if !x.exponents.is_empty() || x.scales.len() != 1 {
+        return needed("the table's input scale");
+    }
+    if !y.exponents.is_empty() || y.scales.len() != 1 {
+        return needed("the table's output scale");
+    }
+    let (op_type, tanh) =
+        edit.op(id).map(|o| (o.op.op_type.clone(), o.attrs.str("approximate") == Some("tanh"))).unwrap_or_default();
+    let (function, name) = match (op_type.as_str(), tanh) {
+        ("Gelu", false) => (Activation::Gelu, "LutGelu"),
+        ("Gelu", true) => (Activation::GeluTanh, "LutGelu"),
+        ("Sigmoid", _) => (Activation::Sigmoid, "Lut"),
+        _ => (Activation::Tanh, "Lut"),
+    };
+    let entries = activation_table(function, affine(x), code_type(x.coding), affine(y), y.coding.range())?;
+    let float = Value { node: id, port: 0 };
+    let stem = edit.value_name(float).to_owned();
+    let table = edit.add_init(id, &format!("{stem}_table"), codes_tensor(y.coding.dtype(), &entries));
+    let new = NewOp::new(OpName::new(AI_VITQ, name), &format!("{stem}_codes"));
+    let codes = edit.add(id, new.inputs([x.codes, table]));
+    take_over(edit, float, codes, y);
+    Ok(())
+}
+
+fn log_softmax(edit: &mut Edit<'_>, id: NodeId, x: &Pair, bits: u8, r: u8) -> Result<(), TableError> {
+    let (bits, r) = (u32::from(bits), u32::from(r));
+    // The row's length is not known here when it is symbolic; 4096 tokens leave 19 bits for an exponential.
+    const LONGEST_ROW: usize = 4096;
+    let tables = LogSoftmaxTables::new(affine(x).scale, LONGEST_ROW, bits, r, LogRounding::default())?;
+    let values = log_dequantize_table(bits, r)?;
+    let float = Value { node: id, port: 0 };
+    let name = edit.value_name(float).to_owned();
+    let init = |edit: &mut Edit<'_>, what: &str, t: Tensor| edit.add_init(id, &format!("{name}_{what}"), t);
+    let inputs = [
+        x.codes,
+        init(edit, "exp_table", Tensor::vector(&tables.exp_table)),
+        init(edit, "log_step", Tensor::scalar(tables.log_step)),
+        init(edit, "mantissa_table", Tensor::vector(&tables.mantissa_table)),
+        init(edit, "bias", Tensor::scalar(tables.bias)),
+        init(edit, "shift", Tensor::scalar(tables.shift)),
+        init(edit, "top", Tensor::scalar(tables.top)),
+    ];
+    let new = NewOp::new(OpName::new(AI_VITQ, "LogIntSoftmax"), &format!("{name}_codes"));
+    let codes = edit.add(id, new.inputs(inputs));
+    let table = init(edit, "values", Tensor::vector(&values));
+    let new = NewOp::new(OpName::new(AI_VITQ, "LogDequantize"), &format!("{name}_dequantized"));
+    let value = edit.add(id, new.inputs([codes, table]));
+    edit.replace(float, value);
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! QuantizeLinear / DequantizeLinear around every planned value.
+
+use std::collections::BTreeMap;
+
+use super::LowerError;
+use crate::ir::{AttrValue, DType, Edit, NewOp, Scalar, Tensor, Value};
+use crate::quant::plan::{Codes, Scheme, SitePlan, exponents_from_text};
+
+/// The values behind Q/DQ pairs, by the name of the original value.
+#[derive(Debug, Default)]
+pub(super) struct Quantised {
+    pub(super) values: BTreeMap<String, Pair>,
+    /// Softmax outputs that become log2 codes: name → (bits, fraction bits).
+    pub(super) log2: BTreeMap<String, (u8, u8)>,
+}
+
+/// One value's codes and their meaning.
+#[derive(Debug, Clone)]
+pub(super) struct Pair {
+    pub(super) site: String,
+    /// The codes: what QuantizeLinear (and Clip) produce, or the constant.
+    pub(super) codes: Value,
+    /// The real value again.
+    pub(super) dequantised: Value,
+    /// The scales: one, or one a channel.
+    pub(super) scales: Vec<f32>,
+    pub(super) zero: i32,
+    /// Of an activation.
+    pub(super) coding: Codes,
+    /// PTF exponents, empty for an affine value.
+    pub(super) exponents: Vec<u8>,
+}
+
+fn misfit(site: &SitePlan, value: &str, what: impl Into<String>) -> LowerError {
+    LowerError::Misfit { site: site.name.clone(), value: value.to_owned(), what: what.into() }
+}
+
+fn find(edit: &Edit<'_>, site: &SitePlan, name: &str) -> Result<Value, LowerError> {
+    edit.value(name).ok_or_else(|| LowerError::UnknownValue { site: site.name.clone(), value: name.to_owned() })
+}
+
+/// Integers of an ONNX type from i32 codes.
+fn integers(dtype: DType, shape: &[usize], codes: &[i32]) -> Option<Tensor> {
+    fn typed<T: Scalar + TryFrom<i32>>(shape: &[usize], codes: &[i32]) -> Option<Tensor> {
+        let v = codes.iter().map(|&c| T::try_from(c).ok()).collect::<Option<Vec<T>>>()?;
+        Tensor::new(shape, &v).ok()
+    }
+    match dtype {
+        DType::I8 => typed::<i8>(shape, codes),
+        DType::U8 => typed::<u8>(shape, codes),
+        DType::I16 => typed::<i16>(shape, codes),
+        DType::U16 => typed::<u16>(shape, codes),
+        DType::I32 => typed::<i32>(shape, codes),
+        _ => None,
+    }
+}
+
+/// `clamp(round_half_even(x / scale))`, as ONNX QuantizeLinear with zero point 0.
+pub(super) fn quantize_round_half_even(x: f32, scale: f32, low: i32, high: i32) -> i32 {
+    let q = f64::from(x / scale).round_ties_even();
+    if q.is_nan() { 0 } else { q.clamp(f64::from(low), f64::from(high)) as i32 }
+}
+
+/// Stores a constant as integers behind a DequantizeLinear.
+pub(super) fn lower_constant(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Quantised) -> Result<(), LowerError> {
+    let Scheme::Weight { bits, axis, scales } = &site.scheme else {
+        return Err(misfit(site, "", "a constant needs the scheme 'weight'"));
+    };
+    let top = (1i32 << (bits.clamp(&2, &16) - 1)) - 1;
+    let coding = Codes { bits: *bits, signed: true };
+    for name in &site.site.values {
+        let old = find(edit, site, name)?;
+        let tensor = edit.constant(old).ok_or_else(|| misfit(site, name, "it is not a constant"))?.clone();
+        let x = tensor.to_f32().map_err(|e| misfit(site, name, e.to_string()))?;
+        let channels = match axis {
+            None => 1,
+            Some(a) => {
+                *tensor.shape.get(*a).ok_or_else(|| misfit(site, name, format!("axis {a} of shape {:?}", tensor.shape)))?
+            }
+        };
+        if scales.len() != channels || scales.iter().any(|s| !(s.is_finite() && *s > 0.0)) {
+            return Err(misfit(site, name, format!("{channels} positive scales needed, found {}", scales.len())));
+        }
+        let inner: usize = axis.map_or(1, |a| tensor.shape[a + 1..].iter().product());
+        let codes: Vec<i32> = x
+            .iter()
+            .enumerate()
+            .map(|(i, &v)| quantize_round_half_even(v, scales[i / inner.max(1) % channels], -top, top))
+            .collect();
+        let codes = integers(coding.dtype(), &tensor.shape, &codes).ok_or_else(|| misfit(site, name, "codes out of range"))?;
+        let anchor = old.node;
+        let shape: &[usize] = if axis.is_some() { &[channels] } else { &[] };
+        let scale_t = Tensor::new(shape, scales).map_err(|e| misfit(site, name, e.to_string()))?;
+        let zero_t = integers(coding.dtype(), shape, &vec![0; channels]).ok_or_else(|| misfit(site, name, "zero point"))?;
+        let codes = edit.add_init(anchor, &format!("{name}_quantized"), codes);
+        let scale = edit.add_init(anchor, &format!("{name}_scale"), scale_t);
+        let zero_point = edit.add_init(anchor, &format!("{name}_zero_point"), zero_t);
+        let mut dq = NewOp::std("DequantizeLinear", &format!("{name}_dequantized")).inputs([codes, scale, zero_point]);
+        if let Some(axis) = axis {
+            dq = dq.attr("axis", AttrValue::Int(*axis as i64));
+        }
+        let dequantised = edit.add(anchor, dq);
+        edit.replace_uses(old, dequantised, |_| true);
+        let pair = Pair {
+            site: site.name.clone(),
+            codes,
+            dequantised,
+            scales: scales.clone(),
+            zero: 0,
+            coding,
+            exponents: Vec::new(),
+        };
+        out.values.insert(name.clone(), pair);
+    }
+    Ok(())
+}
+
+/// Puts a Q/DQ pair behind every value of a site; the number of pairs.
+pub(super) fn lower_values(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Quantised) -> Result<usize, LowerError> {
+    let (codes, scale, zero, exponents) = match &site.scheme {
+        Scheme::Affine { codes, scale, zero_point } => (*codes, *scale, *zero_point, Vec::new()),
+        Scheme::Ptf { codes, scale, zero_point, exponents } => {
+            let parsed =
+                exponents_from_text(exponents).ok_or_else(|| misfit(site, "", "exponents are not hexadecimal digits"))?;
+            (*codes, *scale, *zero_point, parsed)
+        }
+        Scheme::Log2 { bits, fraction_bits } => {
+            for name in &site.site.values {
+                find(edit, site, name)?;
+                out.log2.insert(name.clone(), (*bits, *fraction_bits));
+            }
+            return Ok(0);
+        }
+        Scheme::Weight { .. } => return Err(misfit(site, "", "the scheme 'weight' is for constants")),
+    };
+    let (low, high) = codes.range();
+    if !(low..=high).contains(&zero) || !(scale.is_finite() && scale > 0.0) {
+        return Err(misfit(
+            site,
+            "",
+            format!("a positive scale and a zero point in {low}..={high} needed, found {scale} and {zero}"),
+        ));
+    }
+    for name in &site.site.values {
+        let value = find(edit, site, name)?;
+        let anchor = value.node;
+        let n = exponents.len().max(1);
+        let shape: &[usize] = if exponents.is_empty() { &[] } else { &[n] };
+        let scales: Vec<f32> = if exponents.is_empty() {
+            vec![scale]
+        } else {
+            exponents.iter().map(|&e| scale * f32::from(1u16 << e.min(15))).collect()
+        };
+        let scale_t = Tensor::new(shape, &scales).map_err(|e| misfit(site, name, e.to_string()))?;
+        let zero_t = integers(codes.dtype(), shape, &vec![zero; n]).ok_or_else(|| misfit(site, name, "zero point"))?;
+        let scale_v = edit.add_init(anchor, &format!("{name}_scale"), scale_t);
+        let zero_v = edit.add_init(anchor, &format!("{name}_zero_point"), zero_t);
+        let axis = |op: NewOp| if exponents.is_empty() { op } else { op.attr("axis", AttrValue::Int(-1)) };
+        let q =
+            edit.add(anchor, axis(NewOp::std("QuantizeLinear", &format!("{name}_quantized")).inputs([value, scale_v, zero_v])));
+        let mut coded = q;
+        if codes.is_narrow() {
+            let bound = |edit: &mut Edit<'_>, what: &str, v: i32| {
+                let t = integers(codes.dtype(), &[], &[v]);
+                t.map(|t| edit.add_init(anchor, &format!("{name}_{what}"), t))
+            };
+            if let (Some(low), Some(high)) = (bound(edit, "low", low), bound(edit, "high", high)) {
+                coded = edit.add(anchor, NewOp::std("Clip", &format!("{name}_clipped")).inputs([q, low, high]));
+            }
+        }
+        let dq = edit
+            .add(anchor, axis(NewOp::std("DequantizeLinear", &format!("{name}_dequantized")).inputs([coded, scale_v, zero_v])));
+        let was_output = edit.is_output(value);
+        let readers: Vec<_> = edit.uses(value).into_iter().filter(|u| edit.is_op(u.node, "Shape")).map(|u| u.node).collect();
+        edit.replace_uses(value, dq, |u| u.node != q.node && !readers.contains(&u.node));
+        if was_output {
+            // The graph's output keeps its name.
+            edit.swap_names(value, dq);
+        }
+        let pair = Pair {
+            site: site.name.clone(),
+            codes: coded,
+            dequantised: dq,
+            scales,
+            zero,
+            coding: codes,
+            exponents: exponents.clone(),
+        };
+        out.values.insert(name.clone(), pair);
+    }
+    Ok(site.site.values.len())
+}

@@ -1,0 +1,192 @@
+//! Matching a pattern against the computation of a value.
+
+use super::Pat;
+use super::dsl::PatNode;
+use crate::ir::{Graph, NodeId, NodeKind, Value};
+
+/// What the names of a pattern stand for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Match {
+    root: Value,
+    bound: Vec<(&'static str, Value)>,
+}
+
+impl Match {
+    /// The value that the pattern was matched against.
+    pub fn root(&self) -> Value {
+        self.root
+    }
+
+    /// The value of a name, if the alternative that matched binds it.
+    pub fn get(&self, name: &str) -> Option<Value> {
+        self.bound.iter().find(|(n, _)| *n == name).map(|(_, v)| *v)
+    }
+
+    /// The value of a name that every alternative of the pattern binds. The root stands in for a name that none does.
+    pub fn value(&self, name: &str) -> Value {
+        debug_assert!(self.get(name).is_some(), "the pattern binds no '{name}'");
+        self.get(name).unwrap_or(self.root)
+    }
+}
+
+/// Where a graph left a pattern.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Miss {
+    /// How many operators had matched on the way.
+    pub depth: usize,
+    /// What was expected and what was found, with the node's name.
+    pub what: String,
+    /// The operators that had matched, root first.
+    pub path: Vec<NodeId>,
+}
+
+/// Matches a pattern against the computation of a value.
+///
+/// # Errors
+/// The deepest miss over all alternatives; the first of equals.
+pub fn match_value(graph: &Graph, pattern: &Pat, value: Value) -> Result<Match, Miss> {
+    let mut state = State { graph, bound: Vec::new(), path: Vec::new(), deepest: None };
+    let mut found = None;
+    state.value(pattern, value, &mut |s| {
+        found = Some(s.bound.clone());
+        true
+    });
+    match found {
+        Some(bound) => Ok(Match { root: value, bound }),
+        None => Err(state.deepest.unwrap_or(Miss { depth: 0, what: String::new(), path: Vec::new() })),
+    }
+}
+
+struct State<'g> {
+    graph: &'g Graph,
+    bound: Vec<(&'static str, Value)>,
+    path: Vec<NodeId>,
+    deepest: Option<Miss>,
+}
+
+type Then<'a, 'g> = &'a mut dyn FnMut(&mut State<'g>) -> bool;
+
+impl<'g> State<'g> {
+    fn miss(&mut self, what: impl FnOnce(&Graph) -> String) -> bool {
+        if self.deepest.as_ref().is_none_or(|m| m.depth < self.path.len()) {
+            self.deepest = Some(Miss { depth: self.path.len(), what: what(self.graph), path: self.path.clone() });
+        }
+        false
+    }
+
+    /// The reader on whose behalf the current value is looked at, for messages.
+    fn at(&self) -> String {
+        self.path.last().map_or_else(String::new, |&id| format!(", at {}", self.graph.describe(id)))
+    }
+
+    fn bind(&mut self, name: Option<&'static str>, value: Value, then: Then<'_, 'g>) -> bool {
+        let Some(name) = name else { return then(self) };
+        if let Some((_, seen)) = self.bound.iter().find(|(n, _)| *n == name) {
+            let seen = *seen;
+            if seen == value {
+                return then(self);
+            }
+            let at = self.at();
+            return self.miss(|g| {
+                let (want, found) = (g.value_name(seen).to_owned(), g.value_name(value).to_owned());
+                format!("'{want}' expected again as {name}, found '{found}'{at}")
+            });
+        }
+        self.bound.push((name, value));
+        let ok = then(self);
+        if !ok {
+            self.bound.pop();
+        }
+        ok
+    }
+
+    fn value(&mut self, pattern: &Pat, value: Value, then: Then<'_, 'g>) -> bool {
+        match &pattern.node {
+            PatNode::Var => self.bind(pattern.name, value, then),
+            PatNode::Const(check, what) => {
+                let at = self.at();
+                let Some(tensor) = self.graph.constant(value) else {
+                    return self.miss(|g| format!("{what} expected, found {}{at}", g.describe(value.node)));
+                };
+                match check(tensor) {
+                    Ok(()) => self.bind(pattern.name, value, then),
+                    Err(e) => self.miss(|_| format!("{e}{at}")),
+                }
+            }
+            PatNode::Near(want) => {
+                let at = self.at();
+                match self.graph.constant(value).and_then(|t| t.scalar_f32()) {
+                    Some(found) if (found - want).abs() <= want.abs() * 1e-3 => self.bind(pattern.name, value, then),
+                    Some(found) => self.miss(|_| format!("constant {want} expected, found {found}{at}")),
+                    None => self.miss(|g| format!("constant {want} expected, found {}{at}", g.describe(value.node))),
+                }
+            }
+            PatNode::Any(alternatives) => alternatives.iter().any(|p| self.alternative(p, pattern.name, value, then)),
+            PatNode::Op { op_type, inputs, commute, port, check } => {
+                let graph = self.graph;
+                let op = match graph.get(value.node).map(|n| &n.kind) {
+                    Some(NodeKind::Op(op)) if op.op.is(op_type) => op,
+                    _ => {
+                        let at = self.at();
+                        return self.miss(|g| format!("{op_type} expected, found {}{at}", g.describe(value.node)));
+                    }
+                };
+                self.path.push(value.node);
+                let ok = self.op(op, value, (inputs, *commute, *port, *check), pattern.name, then);
+                if !ok {
+                    self.path.pop();
+                }
+                ok
+            }
+        }
+    }
+
+    fn alternative(&mut self, p: &Pat, name: Option<&'static str>, value: Value, then: Then<'_, 'g>) -> bool {
+        self.value(p, value, &mut |s| s.bind(name, value, then))
+    }
+
+    fn op(
+        &mut self,
+        op: &crate::ir::Op,
+        value: Value,
+        (inputs, commute, port, check): (&[Pat], bool, Option<u32>, Option<super::dsl::AttrCheck>),
+        name: Option<&'static str>,
+        then: Then<'_, 'g>,
+    ) -> bool {
+        if let Some(port) = port.filter(|&p| p != value.port) {
+            return self.miss(|g| format!("output {port} of {} expected, found output {}", g.describe(value.node), value.port));
+        }
+        if let Some(Err(e)) = check.map(|c| c(op)) {
+            return self.miss(|g| format!("{e}, at {}", g.describe(value.node)));
+        }
+        let found = self.graph.inputs_of(value.node);
+        let orders: &[[usize; 2]] = if commute { &[[0, 1], [1, 0]] } else { &[[0, 1]] };
+        let depth = self.path.len();
+        for order in orders {
+            let pairs: Option<Vec<(&Pat, Value)>> = inputs
+                .iter()
+                .enumerate()
+                .map(|(i, p)| {
+                    let from = if i < 2 { order[i] } else { i };
+                    found.get(from).copied().flatten().map(|v| (p, v))
+                })
+                .collect();
+            let Some(pairs) = pairs else {
+                return self
+                    .miss(|g| format!("{} inputs expected, found {}, at {}", inputs.len(), found.len(), g.describe(value.node)));
+            };
+            if self.bind(name, value, &mut |s| s.inputs(&pairs, then)) {
+                return true;
+            }
+            self.path.truncate(depth);
+        }
+        false
+    }
+
+    fn inputs(&mut self, pairs: &[(&Pat, Value)], then: Then<'_, 'g>) -> bool {
+        match pairs.split_first() {
+            None => then(self),
+            Some(((p, v), rest)) => self.value(p, *v, &mut |s| s.inputs(rest, then)),
+        }
+    }
+}

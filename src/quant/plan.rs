@@ -1,0 +1,275 @@
+//! The plan: every quantised value with its parameters, every float one with its reason. JSON that a person can review.
+
+use crate::ir::DType;
+use crate::vit::{Site, SiteRef};
+
+use super::Target;
+
+/// The version of the plan's format.
+pub const PLAN_VERSION: u32 = 1;
+
+/// Integer codes: how many bits, and whether signed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Codes {
+    /// Width, 4 to 16.
+    pub bits: u8,
+    /// Two's complement, or from 0.
+    pub signed: bool,
+}
+
+impl Codes {
+    /// The lowest and the highest code of an affine value: the whole range of the width.
+    pub fn range(self) -> (i32, i32) {
+        let n = 1i32 << self.bits.clamp(1, 30);
+        if self.signed { (-n / 2, n / 2 - 1) } else { (0, n - 1) }
+    }
+
+    /// The ONNX type that holds the codes: 8 bits, or 16 for wider ones.
+    pub fn dtype(self) -> DType {
+        match (self.bits > 8, self.signed) {
+            (false, true) => DType::I8,
+            (false, false) => DType::U8,
+            (true, true) => DType::I16,
+            (true, false) => DType::U16,
+        }
+    }
+
+    /// Whether the codes use less than the range of the type that holds them.
+    pub fn is_narrow(self) -> bool {
+        !matches!(self.bits, 8 | 16)
+    }
+}
+
+/// What a value's codes mean.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(tag = "scheme", rename_all = "snake_case")]
+pub enum Scheme {
+    /// `real = scale · (q − zero_point)`.
+    Affine {
+        /// Codes.
+        #[serde(flatten)]
+        codes: Codes,
+        /// The scale, positive.
+        scale: f32,
+        /// The zero point, within the codes' range.
+        zero_point: i32,
+    },
+    /// `real = scale · 2^α_c · (q − zero_point)` with an exponent for each channel of the last axis.
+    Ptf {
+        /// Codes.
+        #[serde(flatten)]
+        codes: Codes,
+        /// The base scale, positive.
+        scale: f32,
+        /// The zero point, within the codes' range.
+        zero_point: i32,
+        /// α_c, one hexadecimal digit a channel.
+        exponents: String,
+    },
+    /// A constant: `real = scale_c · q`, signed and symmetric, with codes ±(2^(bits−1) − 1).
+    Weight {
+        /// Width, 4 to 16.
+        bits: u8,
+        /// The channel axis, or `None` for one scale.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        axis: Option<usize>,
+        /// One scale a channel.
+        scales: Vec<f32>,
+    },
+    /// `real = 2^(−q / 2^fraction_bits)`; the highest code is 0.
+    Log2 {
+        /// Width, 4 to 8.
+        bits: u8,
+        /// Fraction bits of the exponent, 0 to 4.
+        fraction_bits: u8,
+    },
+}
+
+impl Scheme {
+    /// The width of a code.
+    pub fn bits(&self) -> u8 {
+        match self {
+            Scheme::Affine { codes, .. } | Scheme::Ptf { codes, .. } => codes.bits,
+            Scheme::Weight { bits, .. } | Scheme::Log2 { bits, .. } => *bits,
+        }
+    }
+}
+
+/// Text form of PTF exponents.
+pub fn exponents_to_text(exponents: &[u8]) -> String {
+    exponents.iter().filter_map(|&e| char::from_digit(u32::from(e), 16)).collect()
+}
+
+/// PTF exponents from their text form.
+pub fn exponents_from_text(text: &str) -> Option<Vec<u8>> {
+    text.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect()
+}
+
+/// One quantised site.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct SitePlan {
+    /// The full name: `blocks.3.attn_qkv_output.q`.
+    pub name: String,
+    /// Which tensor it is. All its values get the same codes.
+    #[serde(flatten)]
+    pub site: SiteRef,
+    /// What the codes mean.
+    #[serde(flatten)]
+    pub scheme: Scheme,
+    /// What calibration saw, smallest and largest; for constants, of the tensor itself.
+    pub observed: [f32; 2],
+    /// What the configuration asked for and the target changed, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+}
+
+/// One site left in float.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct FloatSite {
+    /// The full name.
+    pub name: String,
+    /// The kind.
+    pub site: Site,
+    /// Why.
+    pub reason: String,
+}
+
+/// Every decision about one model.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct QuantPlan {
+    /// [`PLAN_VERSION`].
+    pub version: u32,
+    /// SHA-256 of the model's canonical form, so that no plan meets another model.
+    pub model: String,
+    /// The target.
+    pub target: Target,
+    /// The preset's name or the configuration's path.
+    pub config: String,
+    /// Quantised sites, in the order of the data flow.
+    pub sites: Vec<SitePlan>,
+    /// Sites left in float, with the reason.
+    pub float: Vec<FloatSite>,
+}
+
+/// Why a plan cannot be read or applied.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The text is no plan.
+    #[error("{place} is not a quantisation plan: {what}; make one with `vitq plan`")]
+    Parse {
+        /// The file.
+        place: String,
+        /// What is wrong, with line and column.
+        what: String,
+    },
+    /// The plan's format is newer or older.
+    #[error("{place} is a plan of version {found}, and this build reads version {PLAN_VERSION}: make it again with `vitq plan`")]
+    Version {
+        /// The file.
+        place: String,
+        /// The file's.
+        found: u32,
+    },
+    /// The plan was made for another model.
+    #[error(
+        "the plan was made for another model (digest {plan}…, this model has {model}…): make a plan of this model's own statistics"
+    )]
+    OtherModel {
+        /// First digits of the plan's digest.
+        plan: String,
+        /// First digits of the model's digest.
+        model: String,
+    },
+}
+
+impl QuantPlan {
+    /// The plan of a site's full name.
+    pub fn site(&self, name: &str) -> Option<&SitePlan> {
+        self.sites.iter().find(|s| s.name == name)
+    }
+
+    /// The text of the plan: JSON, one line a number list.
+    pub fn to_text(&self) -> String {
+        use serde::Serialize;
+        let mut out = Vec::new();
+        let mut serializer = serde_json::Serializer::with_formatter(&mut out, FlatLists::default());
+        // Strings, numbers and lists into memory: nothing in a plan has a failing serialiser.
+        let written = self.serialize(&mut serializer).is_ok();
+        debug_assert!(written);
+        out.push(b'\n');
+        String::from_utf8(out).unwrap_or_default()
+    }
+
+    /// Reads a plan; `place` names it in errors.
+    ///
+    /// # Errors
+    /// When the text is no plan, or a plan of another version.
+    pub fn from_text(text: &str, place: &str) -> Result<QuantPlan, PlanError> {
+        #[derive(serde::Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let parse = |e: serde_json::Error| PlanError::Parse { place: place.to_owned(), what: e.to_string() };
+        let Version { version } = serde_json::from_str(text).map_err(parse)?;
+        if version != PLAN_VERSION {
+            return Err(PlanError::Version { place: place.to_owned(), found: version });
+        }
+        serde_json::from_str(text).map_err(parse)
+    }
+
+    /// Checks that the plan was made for a model with this digest.
+    ///
+    /// # Errors
+    /// When it was made for another.
+    pub fn check_model(&self, digest: &str) -> Result<(), PlanError> {
+        let head = |s: &str| s.chars().take(12).collect();
+        if self.model == digest { Ok(()) } else { Err(PlanError::OtherModel { plan: head(&self.model), model: head(digest) }) }
+    }
+}
+
+/// Pretty JSON whose innermost lists stay on one line, so that a diff of two plans shows one line a changed site.
+#[derive(Debug, Default)]
+struct FlatLists {
+    pretty: serde_json::ser::PrettyFormatter<'static>,
+    arrays: usize,
+}
+
+impl serde_json::ser::Formatter for FlatLists {
+    fn begin_array<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
+        self.arrays += 1;
+        if self.arrays > 1 { w.write_all(b"[") } else { self.pretty.begin_array(w) }
+    }
+
+    fn end_array<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
+        self.arrays -= 1;
+        if self.arrays > 0 { w.write_all(b"]") } else { self.pretty.end_array(w) }
+    }
+
+    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
+        if self.arrays > 1 { w.write_all(if first { b"" } else { b", " }) } else { self.pretty.begin_array_value(w, first) }
+    }
+
+    fn end_array_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
+        if self.arrays > 1 { Ok(()) } else { self.pretty.end_array_value(w) }
+    }
+
+    fn begin_object<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
+        self.pretty.begin_object(w)
+    }
+
+    fn end_object<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
+        self.pretty.end_object(w)
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
+        self.pretty.begin_object_key(w, first)
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
+        self.pretty.begin_object_value(w)
+    }
+
+    fn end_object_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
+        self.pretty.end_object_value(w)
+    }
+}

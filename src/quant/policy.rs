@@ -1,0 +1,235 @@
+//! Statistics, configuration and target rules become a plan.
+
+use std::collections::BTreeMap;
+
+use super::plan::{Codes, FloatSite, PLAN_VERSION, QuantPlan, Scheme, SitePlan, exponents_to_text};
+use super::{Target, weights};
+use crate::calib::kl::Kl;
+use crate::calib::minmax::Minmax;
+use crate::calib::omse::Omse;
+use crate::calib::percentile::Percentile;
+use crate::calib::ptf::{self, PtfOptions};
+use crate::calib::stats::Recording;
+use crate::calib::{Error as CalibError, Grid, Observer, Range, RangeQuery, Stats, TapSpec, ValueStats};
+use crate::config::schema::{CalibrationMode, Config, Key, Method, Observer as ObserverKind, SiteConfig};
+use crate::ir::Tensor;
+use crate::vit::{Site, SiteRef};
+
+/// What a plan needs to know of a model, besides its statistics.
+#[derive(Debug, Clone)]
+pub struct ModelFacts {
+    /// SHA-256 of the canonical model, in hexadecimal.
+    pub digest: String,
+    /// The sites.
+    pub sites: Vec<SiteRef>,
+    /// The constants that are sites, by name.
+    pub constants: BTreeMap<String, Tensor>,
+}
+
+/// Why no plan can be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// The statistics lack a value.
+    #[error(
+        "the statistics have nothing of {site} (value '{value}'): they were recorded for another configuration or model; run `vitq calibrate` again"
+    )]
+    Missing {
+        /// The site.
+        site: String,
+        /// The value.
+        value: String,
+    },
+    /// An observer failed.
+    #[error("no range for {site}: {source}")]
+    Observer {
+        /// The site.
+        site: String,
+        /// Why.
+        #[source]
+        source: CalibError,
+    },
+    /// A weight cannot be quantised.
+    #[error("the weights {site} cannot be quantised: {what}")]
+    Weight {
+        /// The site.
+        site: String,
+        /// Why.
+        what: String,
+    },
+}
+
+/// What calibration must record for a configuration: every activation site, whatever the target, so that one set of
+/// statistics serves them all.
+pub fn recordings(sites: &[SiteRef], config: &Config) -> Vec<TapSpec> {
+    let mut taps: BTreeMap<String, TapSpec> = BTreeMap::new();
+    for site in sites.iter().filter(|s| !s.weight) {
+        let cfg = config.resolve(site.block, site.site.name());
+        let ptf = cfg.method == Method::Ptf;
+        let recording = Recording {
+            sketch: !matches!(cfg.observer, ObserverKind::Minmax),
+            channel_axis: ptf.then_some(1),
+            channel_sketches: ptf,
+            percentiles: if cfg.observer == ObserverKind::Percentile { vec![cfg.percentile_alpha] } else { Vec::new() },
+        };
+        let value = site.observed().to_owned();
+        taps.entry(value.clone()).or_insert(TapSpec { value, recording });
+    }
+    taps.into_values().collect()
+}
+
+/// Decides every site.
+///
+/// # Errors
+/// When the statistics do not hold what the configuration needs.
+pub fn make_plan(facts: &ModelFacts, stats: &Stats, config: &Config, target: Target) -> Result<QuantPlan, PolicyError> {
+    let mut plan = QuantPlan {
+        version: PLAN_VERSION,
+        model: facts.digest.clone(),
+        target,
+        config: config.name.clone(),
+        sites: Vec::new(),
+        float: Vec::new(),
+    };
+    for site in &facts.sites {
+        let cfg = config.resolve(site.block, site.site.name());
+        let reason = if cfg.float { Some("the configuration says so") } else { target.keeps_float(site) };
+        if let Some(reason) = reason {
+            plan.float.push(FloatSite { name: site.full_name(), site: site.site, reason: reason.to_owned() });
+            continue;
+        }
+        plan.sites.push(if site.weight {
+            weight(facts, site, &cfg)?
+        } else {
+            activation(facts, stats, site, config, &cfg, target)?
+        });
+    }
+    Ok(plan)
+}
+
+fn weight(facts: &ModelFacts, site: &SiteRef, cfg: &SiteConfig) -> Result<SitePlan, PolicyError> {
+    let name = site.full_name();
+    let missing = || PolicyError::Weight { site: name.clone(), what: "the model has no such constant".to_owned() };
+    let mut cfg = cfg.clone();
+    if site.site == Site::Embed && !cfg.is_given(Key::CalibrationMode) {
+        // The name is the sum's, whose channels PTF tells apart; its constant part has a scale for each.
+        cfg.calibration_mode = CalibrationMode::ChannelWise;
+    }
+    let tensor = site.values.first().and_then(|v| facts.constants.get(v)).ok_or_else(missing)?;
+    let (scheme, observed) = weights::scheme(tensor, &cfg).map_err(|what| PolicyError::Weight { site: name.clone(), what })?;
+    Ok(SitePlan { name, site: site.clone(), scheme, observed, note: None })
+}
+
+/// The observer that an entry asks for.
+pub(super) fn observer(cfg: &SiteConfig, moving_average: bool) -> Result<Box<dyn Observer>, CalibError> {
+    Ok(match cfg.observer {
+        ObserverKind::Minmax => Box::new(Minmax),
+        ObserverKind::Percentile => {
+            Box::new(Percentile::new(cfg.percentile_alpha, moving_average.then_some(cfg.percentile_sigma))?)
+        }
+        ObserverKind::Omse => Box::new(Omse),
+        ObserverKind::Kl => Box::new(Kl::new(cfg.kl_bins)?),
+    })
+}
+
+fn activation(
+    facts: &ModelFacts,
+    stats: &Stats,
+    site: &SiteRef,
+    config: &Config,
+    cfg: &SiteConfig,
+    target: Target,
+) -> Result<SitePlan, PolicyError> {
+    let name = site.full_name();
+    let value = site.observed();
+    let missing = || PolicyError::Missing { site: name.clone(), value: value.to_owned() };
+    let failed = |source| PolicyError::Observer { site: name.clone(), source };
+    let seen = stats.get(value).ok_or_else(missing)?;
+    let (lo, hi) = seen.range().ok_or_else(missing)?;
+    let mut notes: Vec<String> = Vec::new();
+    let signed = target.signed(site).unwrap_or(cfg.signed);
+    let codes = Codes { bits: cfg.bits, signed };
+    let mut site_ref = site.clone();
+    if !target.quantises_carriers(site.site) {
+        site_ref.values.truncate(1);
+    }
+    let log2 = cfg.method == Method::Log2 && log2_possible(facts, config, site, cfg, target, &mut notes);
+    let scheme = if log2 {
+        Scheme::Log2 { bits: cfg.bits, fraction_bits: cfg.log2_fraction_bits }
+    } else if cfg.method == Method::Ptf && target.has_custom_ops() {
+        ptf_scheme(seen, cfg, codes).map_err(failed)?
+    } else {
+        if cfg.calibration_mode == CalibrationMode::ChannelWise && cfg.is_given(Key::CalibrationMode) {
+            notes.push("one scale for the tensor, not one a channel: the operator after it adds its channels up".to_owned());
+        }
+        let range = range(seen, cfg).map_err(failed)?;
+        // A convolution's output shares its weights' name, not their built-in symmetry.
+        let symmetric = cfg.symmetric && (site.site != Site::PatchEmbed || cfg.is_given(Key::Symmetric));
+        affine_scheme(range, codes, symmetric)
+    };
+    let note = (!notes.is_empty()).then(|| notes.join("; "));
+    Ok(SitePlan { name, site: site_ref, scheme, observed: [lo, hi], note })
+}
+
+/// Whether a softmax becomes log2 codes: the integer op reads 8-bit scores and writes 8-bit codes.
+fn log2_possible(
+    facts: &ModelFacts,
+    config: &Config,
+    site: &SiteRef,
+    cfg: &SiteConfig,
+    target: Target,
+    notes: &mut Vec<String>,
+) -> bool {
+    if !target.has_custom_ops() {
+        notes.push(format!("uniform codes, not log2: {target} has no operator for them"));
+        return false;
+    }
+    let scores = facts.sites.iter().find(|s| s.site == Site::KvAct && s.block == site.block);
+    let scores = scores.map(|s| config.resolve(s.block, s.site.name()));
+    let narrow = scores.is_some_and(|s| s.bits <= 8 && !s.float) && cfg.bits <= 8;
+    if !narrow {
+        notes.push("uniform codes, not log2: the integer softmax needs kv_act and intSoft of at most 8 bits".to_owned());
+    }
+    narrow
+}
+
+fn grid(cfg: &SiteConfig) -> Result<Grid, CalibError> {
+    if cfg.symmetric { Grid::symmetric(cfg.bits) } else { Grid::affine(cfg.bits) }
+}
+
+fn range(seen: &ValueStats, cfg: &SiteConfig) -> Result<Range, CalibError> {
+    observer(cfg, true)?.range(seen, &RangeQuery::tensor(grid(cfg)?))
+}
+
+/// Scale and zero point of a range, as ONNX's affine quantisation needs them: zero is a code.
+fn affine_scheme(range: Range, codes: Codes, symmetric: bool) -> Scheme {
+    let (low, high) = codes.range();
+    let middle = if codes.signed { 0 } else { 1 << (codes.bits - 1) };
+    if symmetric {
+        let bound = range.lo.abs().max(range.hi.abs());
+        let steps = f64::from((1i32 << (codes.bits - 1)) - 1);
+        return Scheme::Affine { codes, scale: positive_scale(bound / steps), zero_point: middle };
+    }
+    let range = range.with_zero();
+    let scale = positive_scale((range.hi - range.lo) / f64::from(high - low));
+    let zero = f64::from(low) - range.lo / f64::from(scale);
+    let zero_point = zero.round_ties_even().clamp(f64::from(low), f64::from(high)) as i32;
+    Scheme::Affine { codes, scale, zero_point }
+}
+
+/// A scale as f32; a tensor that is always 0 gets 1.
+pub(super) fn positive_scale(scale: f64) -> f32 {
+    let scale = scale as f32;
+    if scale.is_finite() && scale >= f32::MIN_POSITIVE { scale } else { 1.0 }
+}
+
+fn ptf_scheme(seen: &ValueStats, cfg: &SiteConfig, codes: Codes) -> Result<Scheme, CalibError> {
+    let options = PtfOptions { bits: cfg.bits, max_exponent: cfg.max_exponent, search: true };
+    let fit = ptf::from_stats(seen, Some(range(seen, cfg)?), &[], options)?.ptf;
+    let offset = if codes.signed { 1i32 << (codes.bits - 1) } else { 0 };
+    Ok(Scheme::Ptf {
+        codes,
+        scale: positive_scale(fit.base),
+        zero_point: fit.zero_point - offset,
+        exponents: exponents_to_text(&fit.exponents),
+    })
+}

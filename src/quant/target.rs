@@ -1,0 +1,76 @@
+//! What each deployment target runs in integers.
+
+use crate::vit::{Site, SiteRef};
+
+/// Where the emitted model is meant to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// Everything quantised: custom ops with function bodies, PTF residuals. For NPUs, FPGAs and as the bit-exact reference.
+    Integer,
+    /// onnxruntime's CPU provider: only forms that fuse to its integer kernels, no custom op.
+    OnnxRuntime,
+}
+
+impl Target {
+    /// Every target by its name.
+    pub const NAMES: [(&'static str, Target); 2] = [("integer", Target::Integer), ("onnxruntime", Target::OnnxRuntime)];
+
+    /// The name on the command line and in plans.
+    pub fn name(self) -> &'static str {
+        match self {
+            Target::Integer => "integer",
+            Target::OnnxRuntime => "onnxruntime",
+        }
+    }
+
+    /// Why a site stays in float on this target, or `None` when it is quantised.
+    pub(super) fn keeps_float(self, site: &SiteRef) -> Option<&'static str> {
+        if self == Target::Integer {
+            return None;
+        }
+        match site.site {
+            Site::KvAct => Some(
+                "onnxruntime's integer MatMul writes the float scores that Softmax reads: a Q/DQ pair between costs time and accuracy",
+            ),
+            Site::AttnProjOutput | Site::MlpFc1Output | Site::MlpAct2 => {
+                Some("the operator that reads it runs in float on onnxruntime, and its integer MatMul writes floats directly")
+            }
+            Site::Embed if site.weight => Some("it is added in float on onnxruntime"),
+            Site::Residual1 | Site::Residual2 | Site::Embed => {
+                Some("LayerNormalization runs in float on onnxruntime, and a scale a channel would not fuse")
+            }
+            Site::HeadOutput => Some("the model's own output: onnxruntime's integer MatMul writes floats directly"),
+            _ => None,
+        }
+    }
+
+    /// Whether a site's codes are signed on this target whatever the configuration says: onnxruntime's fastest kernels
+    /// multiply unsigned left operands with signed right ones.
+    pub(super) fn signed(self, site: &SiteRef) -> Option<bool> {
+        let right_operand = site.site == Site::AttnQkvOutput && site.part.as_deref() != Some("q");
+        match self {
+            Target::Integer => None,
+            Target::OnnxRuntime => Some(site.weight || right_operand),
+        }
+    }
+
+    /// Whether values that only carry a site's elements get a Q/DQ pair each: a chain of them stays integer.
+    pub(super) fn quantises_carriers(self, site: Site) -> bool {
+        match self {
+            Target::Integer => true,
+            Target::OnnxRuntime => site != Site::PatchEmbed,
+        }
+    }
+
+    /// Whether LayerNorm, softmax and activation functions become custom integer ops.
+    pub fn has_custom_ops(self) -> bool {
+        self == Target::Integer
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,278 @@
+//! The block pattern: pre-norm attention, then pre-norm MLP.
+
+use std::collections::BTreeMap;
+
+use super::{Site, SiteRef};
+use crate::ir::{Graph, NodeId, Value};
+use crate::pattern::{Match, Miss, NearMiss, Pat, any_of, commute, konst, match_value, op, var};
+
+/// A Linear layer by the names of its values.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Linear {
+    /// The weights, `[in, out]`.
+    pub weight: String,
+    /// The product x · W.
+    pub product: String,
+    /// The bias, if there is one.
+    pub bias: Option<String>,
+    /// The output: the product, or its sum with the bias.
+    pub output: String,
+}
+
+/// The attention half of a block.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Attention {
+    /// The residual stream before it.
+    pub x: String,
+    /// LayerNorm's output.
+    pub norm: String,
+    /// q, k and v.
+    pub qkv: [Linear; 3],
+    /// For each of q, k, v: the values from the Linear's output to the product's operand.
+    pub heads_first: [Vec<String>; 3],
+    /// The scaled scores.
+    pub scores: String,
+    /// The probabilities.
+    pub probabilities: String,
+    /// The values from attention · v to the projection's input.
+    pub context: Vec<String>,
+    /// The output projection.
+    pub proj: Linear,
+    /// The residual sum after it.
+    pub output: String,
+    /// The number of heads.
+    pub heads: usize,
+    /// The width of one head.
+    pub head_dim: usize,
+}
+
+/// The MLP half of a block.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Mlp {
+    /// The residual stream before it.
+    pub x: String,
+    /// LayerNorm's output.
+    pub norm: String,
+    /// The first Linear.
+    pub fc1: Linear,
+    /// The activation's output.
+    pub act: String,
+    /// The activation's operator type.
+    pub act_op: String,
+    /// The second Linear.
+    pub fc2: Linear,
+    /// The residual sum after it.
+    pub output: String,
+}
+
+/// A block.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Block {
+    /// Its number, in the order of the data flow.
+    pub index: usize,
+    /// The attention half.
+    pub attention: Attention,
+    /// The MLP half.
+    pub mlp: Mlp,
+    /// Columns of the first Linear divided by its rows.
+    pub mlp_ratio: f64,
+    /// The width of the residual stream.
+    pub dim: usize,
+}
+
+/// A Linear whose parts are bound to four names.
+fn linear(x: Pat, [weight, product, bias, output]: [&'static str; 4]) -> Pat {
+    let product = op("MatMul", [x, konst(weight)]).named(product);
+    any_of([op("Add", [product.clone(), konst(bias)]), product]).named(output)
+}
+
+fn norm(name: &'static str) -> Pat {
+    op("LayerNormalization", [var("x"), konst("gamma"), konst("beta")]).named(name)
+}
+
+fn perm(want: &'static [i64]) -> fn(&crate::ir::Op) -> Result<(), String> {
+    fn test(op: &crate::ir::Op, want: &[i64]) -> Result<(), String> {
+        let found = op.attrs.ints("perm");
+        if found == Some(want) { Ok(()) } else { Err(format!("perm {want:?} expected, found {found:?}")) }
+    }
+    if want == [0, 2, 1, 3] { |op| test(op, &[0, 2, 1, 3]) } else { |op| test(op, &[0, 2, 3, 1]) }
+}
+
+const HEADS_FIRST: &[i64] = &[0, 2, 1, 3];
+const KEYS_TRANSPOSED: &[i64] = &[0, 2, 3, 1];
+const Q: [&str; 4] = ["q_weight", "q_product", "q_bias", "q_output"];
+const K: [&str; 4] = ["k_weight", "k_product", "k_bias", "k_output"];
+const V: [&str; 4] = ["v_weight", "v_product", "v_bias", "v_output"];
+const PROJ: [&str; 4] = ["proj_weight", "proj_product", "proj_bias", "proj_output"];
+const FC1: [&str; 4] = ["fc1_weight", "fc1_product", "fc1_bias", "fc1_output"];
+const FC2: [&str; 4] = ["fc2_weight", "fc2_product", "fc2_bias", "fc2_output"];
+
+fn attention() -> Pat {
+    let heads = |parts: [&'static str; 4], shaped: &'static str, shape: &'static str, order, first: &'static str| {
+        let reshaped = op("Reshape", [linear(norm("norm"), parts), konst(shape)]).named(shaped);
+        op("Transpose", [reshaped]).check(perm(order)).named(first)
+    };
+    let q = heads(Q, "q_heads", "q_shape", HEADS_FIRST, "q_first");
+    let k = heads(K, "k_heads", "k_shape", KEYS_TRANSPOSED, "k_first");
+    let v = heads(V, "v_heads", "v_shape", HEADS_FIRST, "v_first");
+    let scores = op("MatMul", [q, k]).named("scores");
+    let probabilities = op("Softmax", [scores]).named("probabilities");
+    let context = op("MatMul", [probabilities, v]).named("context");
+    let back = op("Transpose", [context]).check(perm(HEADS_FIRST)).named("context_back");
+    let merged = op("Reshape", [back, konst("merged_shape")]).named("context_merged");
+    commute("Add", var("x"), linear(merged, PROJ))
+}
+
+fn mlp() -> Pat {
+    let fc1 = linear(norm("norm"), FC1);
+    let act = any_of([op("Gelu", [fc1.clone()]), op("Relu", [fc1.clone()]), op("Sigmoid", [fc1.clone()]), op("Tanh", [fc1])]);
+    commute("Add", var("x"), linear(act.named("act"), FC2))
+}
+
+/// Finds the blocks, and the places where the pattern all but matched.
+pub fn find(graph: &Graph) -> (Vec<Block>, Vec<NearMiss>) {
+    let (attentions, mut misses) = halves(graph, "attention", &attention(), "Softmax", |m| attention_of(graph, m));
+    let (mlps, mlp_misses) = halves(graph, "mlp", &mlp(), "Gelu", |m| mlp_of(graph, m));
+    misses.extend(mlp_misses);
+    let mut blocks = Vec::new();
+    for attention in attentions {
+        match mlps.iter().find(|m| m.x == attention.output) {
+            None => misses.push(NearMiss {
+                rule: "block",
+                tell: attention.output.clone(),
+                what: format!("an MLP that reads '{}' expected, found none", attention.output),
+            }),
+            Some(mlp) => {
+                let shape =
+                    graph.value(&mlp.fc1.weight).and_then(|v| graph.constant(v)).map(|t| t.shape.clone()).unwrap_or_default();
+                let (dim, hidden) = (shape.first().copied().unwrap_or(0), shape.get(1).copied().unwrap_or(0));
+                let mlp_ratio = hidden as f64 / dim.max(1) as f64;
+                blocks.push(Block { index: blocks.len(), attention, mlp: mlp.clone(), mlp_ratio, dim });
+            }
+        }
+    }
+    (blocks, misses)
+}
+
+/// Every match of a half in topological order, and for each `tell` operator in none of them the deepest miss.
+fn halves<T>(
+    graph: &Graph,
+    rule: &'static str,
+    pattern: &Pat,
+    tell: &'static str,
+    make: impl Fn(&Match) -> Option<T>,
+) -> (Vec<T>, Vec<NearMiss>) {
+    let (mut found, mut covered, mut best) = (Vec::new(), Vec::new(), BTreeMap::<NodeId, Miss>::new());
+    for id in graph.ops().into_iter().filter(|&id| graph.is_op(id, "Add")) {
+        match match_value(graph, pattern, Value { node: id, port: 0 }) {
+            Ok(m) => {
+                covered.extend(["probabilities", "act"].iter().filter_map(|n| m.get(n)).map(|v| v.node));
+                found.extend(make(&m));
+            }
+            Err(miss) => {
+                for &n in miss.path.iter().filter(|&&n| graph.is_op(n, tell)) {
+                    if best.get(&n).is_none_or(|b| b.depth < miss.depth) {
+                        best.insert(n, miss.clone());
+                    }
+                }
+            }
+        }
+    }
+    let lonely = graph.ops().into_iter().filter(|id| graph.is_op(*id, tell) && !covered.contains(id));
+    let misses = lonely.map(|id| NearMiss {
+        rule,
+        tell: graph.describe(id),
+        what: best.get(&id).map_or_else(
+            || format!("{} is not inside a residual branch of the known form", graph.describe(id)),
+            |m| m.what.clone(),
+        ),
+    });
+    (found, misses.collect())
+}
+
+struct Names<'a> {
+    graph: &'a Graph,
+    m: &'a Match,
+}
+
+impl Names<'_> {
+    fn name(&self, of: &str) -> String {
+        self.graph.value_name(self.m.value(of)).to_owned()
+    }
+
+    fn linear(&self, [weight, product, bias, output]: [&str; 4]) -> Linear {
+        let bias = self.m.get(bias).map(|v| self.graph.value_name(v).to_owned());
+        Linear { weight: self.name(weight), product: self.name(product), bias, output: self.name(output) }
+    }
+}
+
+fn attention_of(graph: &Graph, m: &Match) -> Option<Attention> {
+    let n = Names { graph, m };
+    let shape = graph.constant(m.value("q_shape"))?.to_i64().ok()?;
+    let [.., heads, head_dim] = shape[..] else { return None };
+    let chain = |parts: [&str; 3]| parts.map(|p| n.name(p)).to_vec();
+    Some(Attention {
+        x: n.name("x"),
+        norm: n.name("norm"),
+        qkv: [n.linear(Q), n.linear(K), n.linear(V)],
+        heads_first: [
+            chain(["q_output", "q_heads", "q_first"]),
+            chain(["k_output", "k_heads", "k_first"]),
+            chain(["v_output", "v_heads", "v_first"]),
+        ],
+        scores: n.name("scores"),
+        probabilities: n.name("probabilities"),
+        context: chain(["context", "context_back", "context_merged"]),
+        proj: n.linear(PROJ),
+        output: graph.value_name(m.root()).to_owned(),
+        heads: usize::try_from(heads).ok()?,
+        head_dim: usize::try_from(head_dim).ok()?,
+    })
+}
+
+fn mlp_of(graph: &Graph, m: &Match) -> Option<Mlp> {
+    let n = Names { graph, m };
+    Some(Mlp {
+        x: n.name("x"),
+        norm: n.name("norm"),
+        fc1: n.linear(FC1),
+        act: n.name("act"),
+        act_op: graph.op(m.value("act").node)?.op.op_type.clone(),
+        fc2: n.linear(FC2),
+        output: graph.value_name(m.root()).to_owned(),
+    })
+}
+
+/// The sites of one block, in the order of the data flow.
+pub(super) fn sites(block: &Block) -> Vec<SiteRef> {
+    let (a, m) = (&block.attention, &block.mlp);
+    let site = |site, part: Option<&str>, weight, values: Vec<String>| SiteRef {
+        block: Some(block.index),
+        site,
+        part: part.map(str::to_owned),
+        weight,
+        values,
+    };
+    let one = |s, value: &String| site(s, None, false, vec![value.clone()]);
+    let weight = |s, value: &String| site(s, None, true, vec![value.clone()]);
+    let parts = ["q", "k", "v"];
+    let mut out = vec![one(Site::Norm1, &a.norm)];
+    out.extend(parts.iter().zip(&a.qkv).map(|(p, l)| site(Site::AttnQkv, Some(p), true, vec![l.weight.clone()])));
+    out.extend(parts.iter().zip(&a.heads_first).map(|(p, v)| site(Site::AttnQkvOutput, Some(p), false, v.clone())));
+    out.extend([
+        one(Site::KvAct, &a.scores),
+        one(Site::IntSoft, &a.probabilities),
+        site(Site::SvAttn, None, false, a.context.clone()),
+        weight(Site::AttnProj, &a.proj.weight),
+        one(Site::AttnProjOutput, &a.proj.output),
+        one(Site::Residual1, &a.output),
+        one(Site::Norm2, &m.norm),
+        weight(Site::MlpFc1, &m.fc1.weight),
+        one(Site::MlpFc1Output, &m.fc1.output),
+        one(Site::MlpAct, &m.act),
+        weight(Site::MlpFc2, &m.fc2.weight),
+        one(Site::MlpAct2, &m.fc2.output),
+        one(Site::Residual2, &m.output),
+    ]);
+    out
+}
