@@ -35,11 +35,11 @@ impl Build {
     }
 
     pub(super) fn init(&mut self, name: &str, t: Tensor) -> Value {
-        Edit::new(&mut self.graph).init(self.anchor, name, t)
+        Edit::new(&mut self.graph).add_init(self.anchor, name, t)
     }
 
     pub(super) fn op(&mut self, op: NewOp) -> Value {
-        Edit::new(&mut self.graph).value(self.anchor, op)
+        Value { node: Edit::new(&mut self.graph).add_op(self.anchor, op), port: 0 }
     }
 
     /// `op_type(inputs)` as a value named `name`.

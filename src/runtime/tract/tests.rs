@@ -58,7 +58,7 @@ fn dead_ends_and_repeated_names_can_be_tapped() {
     let mut model = b.model(&[y]);
     let x = model.graph.value("x").unwrap();
     let mut edit = Edit::new(&mut model.graph);
-    edit.value(x.node, NewOp::std("Exp", "side").input(x));
+    edit.add_op(x.node, NewOp::std("Exp", "side").input(x));
     edit.finish().unwrap();
     let engine = Engine::new(&model, &strings(&["side", "y", "side"]), &EngineOptions::default()).unwrap();
     let mut session = engine.session().unwrap();
@@ -159,7 +159,7 @@ fn dead_operators_are_not_held_against_the_model() {
     let mut model = b.model(&[y]);
     let x = model.graph.value("x").unwrap();
     let mut edit = Edit::new(&mut model.graph);
-    edit.value(x.node, NewOp::std("Hardmax", "dead").input(x));
+    edit.add_op(x.node, NewOp::std("Hardmax", "dead").input(x));
     edit.finish().unwrap();
     assert_eq!(values(&run(&model, &[], &array(&[2], &[1.0, 2.0])).0[0]), [-1.0, -2.0]);
     assert!(refused(&model, &["dead"]).contains("Hardmax 'dead'"));

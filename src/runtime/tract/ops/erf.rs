@@ -1,4 +1,4 @@
-//! The error function and exact GELU in float32. tract's error function is off by up to 4e-5.
+//! The error function within 4e-7 (2e-6 in tract) and exact GELU in one pass (five operators in tract).
 
 use tract_onnx::tract_hir::internal::*;
 
