@@ -31,11 +31,11 @@ pub(super) struct Args {
     preprocessing: Preprocessing,
 
     /// quantized runs the model as it is; fp32 insists on a float model
-    #[arg(long, value_enum, default_value_t = Mode::Quantized)]
+    #[arg(long, value_enum, default_value_t = Mode::Quantized, help_heading = "Execution")]
     mode: Mode,
 
     /// How many classes to print for each input
-    #[arg(long, value_name = "K", default_value_t = 5)]
+    #[arg(long, value_name = "K", default_value_t = 5, help_heading = "Output")]
     top: usize,
 
     /// Write all outputs to an .npz instead of printing classes

@@ -1,6 +1,5 @@
 //! Statistics to a plan, a plan to a model, and the two as files.
 
-use std::io::Write;
 use std::path::Path;
 
 use super::{PipelineError, Source};
