@@ -8,9 +8,12 @@
 mod build;
 mod convert;
 mod error;
+mod forward;
 mod ops;
 mod session;
 mod support;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 

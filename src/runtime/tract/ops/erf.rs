@@ -1,4 +1,4 @@
-//! The error function and exact GELU in float32. tract's error function is off by up to 4e-5.
+//! The error function within 4e-7 (2e-6 in tract) and exact GELU in one pass (five operators in tract).
 
 use tract_onnx::tract_hir::internal::*;
 
@@ -8,8 +8,15 @@ use crate::runtime::tract::EngineError;
 /// erf within 4e-7 (absolute and relative): `x · P(x²) / Q(x²)` on [−4, 4], outside of which erf is ±1 in float32. The
 /// coefficients are a least-squares rational fit of erf(x)/x, reweighted until its relative error was level (7e-8).
 pub(super) fn erf(x: f32) -> f32 {
-    const P: [f32; 7] =
-        [1.128_379_1, 0.207_117_29, 0.051_523_797, 0.003_990_135_6, 0.000_147_268_64, -1.942_102_2e-6, 1.910_873_6e-8];
+    const P: [f32; 7] = [
+        std::f32::consts::FRAC_2_SQRT_PI,
+        0.207_117_29,
+        0.051_523_797,
+        0.003_990_135_6,
+        0.000_147_268_64,
+        -1.942_102_2e-6,
+        1.910_873_6e-8,
+    ];
     const Q: [f32; 5] = [1.0, 0.516_884_15, 0.117_967_41, 0.014_957_313, 0.001_020_980_8];
     let x = x.clamp(-4.0, 4.0);
     let t = x * x;

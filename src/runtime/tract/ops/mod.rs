@@ -4,6 +4,8 @@
 mod erf;
 mod layer_norm;
 mod linear;
+#[cfg(test)]
+mod tests;
 mod vitq;
 
 use tract_onnx::tract_hir::internal::*;
