@@ -222,7 +222,12 @@ fn artefacts_of_other_models_and_kinds_are_refused() {
 #[test]
 fn usage_errors_have_exit_code_2() {
     let b = Bench::new();
-    for args in [&["compile"][..], &["compile", VIT, "--calib", CALIB, "--crop-pct", "1.5", "-o", "@/x"], &["fly"], &["inspect", VIT, "--json", "--dot"]] {
+    for args in [
+        &["compile"][..],
+        &["compile", VIT, "--calib", CALIB, "--crop-pct", "1.5", "-o", "@/x"],
+        &["fly"],
+        &["inspect", VIT, "--json", "--dot"],
+    ] {
         let out = b.run(args);
         assert_eq!(out.status.code(), Some(2), "{args:?}");
         assert!(out.stdout.is_empty() && !out.stderr.is_empty());
@@ -338,7 +343,10 @@ fn inspect_shows_a_model_in_four_forms() {
     // The exact text is the model: parsed and printed again it is the same.
     let text = b.ok(&["inspect", VIT, "--text"]);
     let model = vitq::ir::text::parse_model(&text).unwrap();
-    assert_eq!(model.graph.ops().len(), found["ops"].as_object().unwrap().values().map(|n| n.as_u64().unwrap() as usize).sum::<usize>());
+    assert_eq!(
+        model.graph.ops().len(),
+        found["ops"].as_object().unwrap().values().map(|n| n.as_u64().unwrap() as usize).sum::<usize>()
+    );
     assert!(b.ok(&["inspect", VIT, "--text=elided"]).len() < text.len() / 4);
     let dot = b.ok(&["inspect", VIT, "--dot"]);
     assert!(dot.starts_with("digraph") && (0..4).all(|i| dot.contains(&format!("\"blocks.{i}\""))), "{dot}");

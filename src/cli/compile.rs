@@ -110,7 +110,8 @@ struct Made {
 
 pub(super) fn run(args: Args, terminal: &Terminal) -> Result<(), CliError> {
     let more = [&args.save_stats, &args.save_plan, &args.report];
-    let outputs: Vec<&Path> = std::iter::once(&args.output.output).chain(more.into_iter().flatten()).map(PathBuf::as_path).collect();
+    let outputs: Vec<&Path> =
+        std::iter::once(&args.output.output).chain(more.into_iter().flatten()).map(PathBuf::as_path).collect();
     check_outputs(&[&args.model, &args.data.calib], &outputs)?;
     let mut clock = Clock::new();
     let mut made = make(&args, terminal, &mut clock)?;

@@ -189,7 +189,9 @@ pub(super) fn check_outputs(inputs: &[&Path], outputs: &[&Path]) -> Result<(), C
     for (i, output) in outputs.iter().enumerate() {
         let shown = output.display();
         if inputs.iter().any(|p| real(p) == real(output)) {
-            return Err(CliError::Refused(format!("{shown} is an input of this command and would be overwritten: give another output")));
+            return Err(CliError::Refused(format!(
+                "{shown} is an input of this command and would be overwritten: give another output"
+            )));
         }
         if outputs.iter().take(i).any(|p| real(p) == real(output)) {
             return Err(CliError::Refused(format!("{shown} is given for two outputs: give each its own file")));
@@ -202,7 +204,10 @@ pub(super) fn check_outputs(inputs: &[&Path], outputs: &[&Path]) -> Result<(), C
             _ => Path::new("."),
         };
         if !folder.is_dir() {
-            return Err(CliError::Refused(format!("cannot write {shown}: the folder {} does not exist; create it first", folder.display())));
+            return Err(CliError::Refused(format!(
+                "cannot write {shown}: the folder {} does not exist; create it first",
+                folder.display()
+            )));
         }
         // A pipe or a device is written directly.
         if output.exists() && !output.is_file() {
@@ -210,10 +215,7 @@ pub(super) fn check_outputs(inputs: &[&Path], outputs: &[&Path]) -> Result<(), C
         }
         // A file that can be made and removed there is the only reliable sign of a writable folder.
         tempfile::Builder::new().prefix(".vitq-").tempfile_in(folder).map_err(|source| {
-            CliError::Refused(format!(
-                "cannot write {shown}: {}; check that the folder is writable and has room",
-                plain(&source)
-            ))
+            CliError::Refused(format!("cannot write {shown}: {}; check that the folder is writable and has room", plain(&source)))
         })?;
     }
     Ok(())

@@ -105,7 +105,9 @@ fn save(path: &std::path::Path, all: &[SampleOutputs], terminal: &Terminal) -> R
     for (i, name) in names.into_iter().enumerate() {
         let rows: Vec<ArrayViewD<'_, f32>> = all.iter().filter_map(|s| s.outputs.get(i)).map(|(_, a)| a.view()).collect();
         let stacked = ndarray::stack(Axis(0), &rows);
-        let stacked = stacked.map_err(|_| CliError::Refused(format!("the output '{name}' has another shape for each sample: run them one by one")))?;
+        let stacked = stacked.map_err(|_| {
+            CliError::Refused(format!("the output '{name}' has another shape for each sample: run them one by one"))
+        })?;
         arrays.push((name, stacked));
     }
     let views: Vec<(&str, ArrayViewD<'_, f32>)> = arrays.iter().map(|(n, a)| (*n, a.view())).collect();
