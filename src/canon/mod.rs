@@ -8,6 +8,7 @@
 mod attention;
 pub mod fold;
 mod gelu;
+pub mod inline;
 mod linear;
 mod norm;
 mod opset;
@@ -15,7 +16,7 @@ mod weights;
 
 use std::collections::BTreeMap;
 
-use crate::ir::{Model, VerifyError};
+use crate::ir::{AI_VITQ, Model, VerifyError};
 use crate::pattern::{self, NearMiss, Rule};
 
 /// The operator set of every canonical and emitted graph: the newest that onnxruntime 1.18 still loads with Q/DQ, and the
@@ -42,6 +43,9 @@ pub enum CanonError {
         /// What is wrong, and what to do.
         what: String,
     },
+    /// Model-local functions cannot be inlined.
+    #[error(transparent)]
+    Inline(#[from] inline::InlineError),
     /// Folding failed.
     #[error(transparent)]
     Fold(#[from] fold::FoldError),
@@ -53,11 +57,16 @@ pub enum CanonError {
 /// Brings a model to the canonical form.
 ///
 /// # Errors
-/// When the model imports no usable operator set.
+/// When the model imports no usable operator set, or calls functions that cannot be inlined.
 pub fn canonicalise(model: &mut Model) -> Result<CanonReport, CanonError> {
+    let mut report = CanonReport::default();
+    // The functions of our own operators are what those operators mean, not something to look into.
+    match inline::inline(model, |op| op.domain == AI_VITQ)? {
+        0 => {}
+        n => _ = report.applied.insert("inline", n),
+    }
     opset::adapt(model)?;
     fold::fold(model)?;
-    let mut report = CanonReport::default();
     for stage in [fuse_rules(), attention_rules()] {
         let (applied, misses) = pattern::run(&mut model.graph, CANONICAL_OPSET, &stage)?;
         for (name, n) in applied {

@@ -9,16 +9,16 @@ use super::proto::{
 use crate::ir::{DType, Dim, TensorType, Type, ValueInfo};
 
 pub(super) fn import_entries(entries: Vec<StringStringEntryProto>) -> Vec<(String, String)> {
-    entries.into_iter().map(|e| (e.key, e.value)).collect()
+    entries.into_iter().map(|e| (e.key.unwrap_or_default(), e.value.unwrap_or_default())).collect()
 }
 
 pub(super) fn export_entries(entries: &[(String, String)]) -> Vec<StringStringEntryProto> {
-    entries.iter().map(|(key, value)| StringStringEntryProto { key: key.clone(), value: value.clone() }).collect()
+    entries.iter().map(|(key, value)| StringStringEntryProto { key: Some(key.clone()), value: Some(value.clone()) }).collect()
 }
 
 pub(super) fn import_info(v: ValueInfoProto, listed: bool) -> (String, ValueInfo) {
-    let info = ValueInfo { ty: v.r#type.map(import_type), doc: v.doc_string, metadata: import_entries(v.metadata_props), listed };
-    (v.name, info)
+    let (ty, metadata) = (v.r#type.map(import_type), import_entries(v.metadata_props));
+    (v.name, ValueInfo { ty, doc: v.doc_string, metadata, listed })
 }
 
 pub(super) fn export_info(name: &str, info: Option<&ValueInfo>) -> ValueInfoProto {

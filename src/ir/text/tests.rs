@@ -239,7 +239,7 @@ fn hostile_texts_end_in_errors() {
 fn attributes_keep_their_order() {
     let mut attrs = Attrs::new();
     for (name, v) in [("b", 1), ("a", 2)] {
-        attrs.push(Attr { name: name.into(), value: AttrValue::Int(v), doc: String::new() });
+        attrs.push(Attr::new(name, AttrValue::Int(v)));
     }
     let g = parse_graph("g () => (x) { x = Op <b = 1, a = 2> () }").unwrap();
     assert_eq!(g.op(g.ops()[0]).unwrap().attrs, attrs);
