@@ -32,25 +32,25 @@ pub(super) fn export_info(name: &str, info: Option<&ValueInfo>) -> ValueInfoProt
 }
 
 fn import_type(t: TypeProto) -> Type {
-    if let Some(type_proto::Value::TensorType(tensor)) = &t.value {
-        if let Some(dtype) = DType::from_onnx(tensor.elem_type) {
-            let dims = tensor.shape.as_ref().map(|s| s.dim.as_slice());
-            let shape = dims.map(|dims| {
-                dims.iter()
-                    .map(|d| match &d.value {
-                        Some(DimValue::DimValue(v)) => Dim::Value(*v),
-                        Some(DimValue::DimParam(p)) => Dim::Param(p.clone()),
-                        None => Dim::Unknown,
-                    })
-                    .collect()
-            });
-            let mut denotations = vec![t.denotation.clone()];
-            denotations.extend(dims.unwrap_or_default().iter().map(|d| d.denotation.clone()));
-            if denotations.iter().all(String::is_empty) {
-                denotations.clear();
-            }
-            return Type::Tensor(TensorType { dtype, shape, denotations });
+    if let Some(type_proto::Value::TensorType(tensor)) = &t.value
+        && let Some(dtype) = DType::from_onnx(tensor.elem_type)
+    {
+        let dims = tensor.shape.as_ref().map(|s| s.dim.as_slice());
+        let shape = dims.map(|dims| {
+            dims.iter()
+                .map(|d| match &d.value {
+                    Some(DimValue::DimValue(v)) => Dim::Value(*v),
+                    Some(DimValue::DimParam(p)) => Dim::Param(p.clone()),
+                    None => Dim::Unknown,
+                })
+                .collect()
+        });
+        let mut denotations = vec![t.denotation.clone()];
+        denotations.extend(dims.unwrap_or_default().iter().map(|d| d.denotation.clone()));
+        if denotations.iter().all(String::is_empty) {
+            denotations.clear();
         }
+        return Type::Tensor(TensorType { dtype, shape, denotations });
     }
     Type::Other(t.encode_to_vec().into())
 }
