@@ -55,17 +55,27 @@ pub enum CanonError {
 /// # Errors
 /// When the model imports no usable operator set.
 pub fn canonicalise(model: &mut Model) -> Result<CanonReport, CanonError> {
+    canonicalise_by(model, &[fuse_rules(), attention_rules()])
+}
+
+/// Brings a model to the form that the given rules leave, stage by stage.
+///
+/// # Errors
+/// As [`canonicalise`].
+pub fn canonicalise_by(model: &mut Model, stages: &[Vec<Rule>]) -> Result<CanonReport, CanonError> {
     opset::adapt(model)?;
     fold::fold(model)?;
     let mut report = CanonReport::default();
-    for stage in [fuse_rules(), attention_rules()] {
-        let (applied, misses) = pattern::run(&mut model.graph, CANONICAL_OPSET, &stage)?;
+    for stage in stages {
+        let (applied, misses) = pattern::run(&mut model.graph, CANONICAL_OPSET, stage)?;
         for (name, n) in applied {
             *report.applied.entry(name).or_default() += n;
         }
         report.near_misses.extend(misses);
     }
     fold::fold(model)?;
+    // A younger operator that no rule took apart is kept as it is, with an operator set that has it.
+    model.set_opset("", opset::needed(&model.graph));
     Ok(report)
 }
 
