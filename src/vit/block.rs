@@ -116,6 +116,11 @@ const FC1: [&str; 4] = ["fc1_weight", "fc1_product", "fc1_bias", "fc1_output"];
 const FC2: [&str; 4] = ["fc2_weight", "fc2_product", "fc2_bias", "fc2_output"];
 
 fn attention() -> Pat {
+    commute("Add", var("x"), attention_branch())
+}
+
+/// What attention adds to the residual stream.
+fn attention_branch() -> Pat {
     let heads = |parts: [&'static str; 4], shaped: &'static str, shape: &'static str, order, first: &'static str| {
         let reshaped = op("Reshape", [linear(norm("norm"), parts), konst(shape)]).named(shaped);
         op("Transpose", [reshaped]).check(perm(order)).named(first)
@@ -128,13 +133,18 @@ fn attention() -> Pat {
     let context = op("MatMul", [probabilities, v]).named("context");
     let back = op("Transpose", [context]).check(perm(HEADS_FIRST)).named("context_back");
     let merged = op("Reshape", [back, konst("merged_shape")]).named("context_merged");
-    commute("Add", var("x"), linear(merged, PROJ))
+    linear(merged, PROJ)
 }
 
 fn mlp() -> Pat {
+    commute("Add", var("x"), mlp_branch())
+}
+
+/// What the MLP adds to the residual stream.
+fn mlp_branch() -> Pat {
     let fc1 = linear(norm("norm"), FC1);
     let act = any_of([op("Gelu", [fc1.clone()]), op("Relu", [fc1.clone()]), op("Sigmoid", [fc1.clone()]), op("Tanh", [fc1])]);
-    commute("Add", var("x"), linear(act.named("act"), FC2))
+    linear(act.named("act"), FC2)
 }
 
 /// Finds the blocks, and the places where the pattern all but matched.
@@ -144,7 +154,7 @@ pub fn find(graph: &Graph) -> (Vec<Block>, Vec<NearMiss>) {
     misses.extend(mlp_misses);
     let mut blocks = Vec::new();
     for mlp in mlps.iter().filter(|m| attentions.iter().all(|a| a.output != m.x)) {
-        let why = graph.value(&mlp.x).and_then(|v| match_value(graph, &attention(), v).err());
+        let why = graph.value(&mlp.x).and_then(|v| branch_miss(graph, v, &attention_branch()));
         misses.push(half_missing(&mlp.x, "an attention whose sum is", why, &misses));
     }
     for attention in attentions {
@@ -152,8 +162,8 @@ pub fn find(graph: &Graph) -> (Vec<Block>, Vec<NearMiss>) {
             None => {
                 let readers = graph.value(&attention.output).map(|v| graph.uses(v)).unwrap_or_default();
                 let sums = readers.into_iter().filter(|u| graph.is_op(u.node, "Add"));
-                let failed = sums.filter_map(|u| match_value(graph, &mlp(), Value { node: u.node, port: 0 }).err());
-                let why = failed.reduce(|a, b| if b.depth > a.depth { b } else { a });
+                let failed = sums.filter_map(|u| branch_miss(graph, Value { node: u.node, port: 0 }, &mlp_branch()));
+                let why = failed.reduce(deeper);
                 misses.push(half_missing(&attention.output, "an MLP that reads", why, &misses));
             }
             Some(mlp) => {
@@ -166,6 +176,19 @@ pub fn find(graph: &Graph) -> (Vec<Block>, Vec<NearMiss>) {
         }
     }
     (blocks, misses)
+}
+
+fn deeper(a: Miss, b: Miss) -> Miss {
+    if b.depth > a.depth { b } else { a }
+}
+
+/// Where the branch of a sum leaves its pattern. The residual operand of a pre-norm block is the one that a LayerNorm reads.
+fn branch_miss(graph: &Graph, sum: Value, branch: &Pat) -> Option<Miss> {
+    let operands: Vec<Value> = graph.inputs_of(sum.node).into_iter().flatten().collect();
+    let normed = |v: &Value| graph.uses(*v).into_iter().any(|u| graph.is_op(u.node, "LayerNormalization"));
+    let one = operands.iter().filter(|v| normed(v)).count() == 1;
+    let branches = operands.iter().filter(|v| !one || !normed(v));
+    branches.filter_map(|&v| match_value(graph, branch, v).err()).reduce(deeper)
 }
 
 /// Half a block is there, the other is not.
