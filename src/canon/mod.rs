@@ -18,9 +18,7 @@ use std::collections::BTreeMap;
 use crate::ir::{Model, VerifyError};
 use crate::pattern::{self, NearMiss, Rule};
 
-/// The operator set of every canonical and emitted graph: the newest that onnxruntime 1.18 still loads with Q/DQ, and the
-/// first that has `Gelu`.
-pub const CANONICAL_OPSET: i64 = 20;
+pub use crate::ir::CANONICAL_OPSET;
 
 /// What canonicalising did.
 #[derive(Debug, Clone, Default)]

@@ -10,8 +10,7 @@ mod custom;
 mod functions;
 mod qdq;
 
-use crate::canon::CANONICAL_OPSET;
-use crate::ir::{AI_VITQ, DType, Edit, Model, VerifyError, shape};
+use crate::ir::{AI_VITQ, CANONICAL_OPSET, DType, Edit, Model, VerifyError, shape};
 use crate::quant::{PlanError, QuantPlan};
 
 pub use functions::{function, function_names};
