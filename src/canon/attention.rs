@@ -222,9 +222,10 @@ fn check_selection(facts: Facts<'_>, m: &Match) -> Result<Selection, String> {
         return Err(format!("Reshape to [batch, tokens, 3, heads, width] expected, found {shape:?}"));
     };
     let w = g.constant(m.value("w")).ok_or("constant weights expected")?;
-    let width = usize::try_from(heads * head_dim).unwrap_or(0);
-    if width == 0 || w.shape.get(1) != Some(&(3 * width)) {
-        return Err(format!("weights [in, {}] expected, found {:?}", 3 * width, w.shape));
+    let width = heads.checked_mul(head_dim).and_then(|w| usize::try_from(w).ok()).unwrap_or(0);
+    let joint = width.checked_mul(3).filter(|&n| n > 0);
+    if joint.is_none() || w.shape.get(1).copied() != joint {
+        return Err(format!("weights [in, 3 × {heads} × {head_dim}] expected, found {:?}", w.shape));
     }
     let text = |e: crate::ir::TensorError| e.to_string();
     let bias = m.get("bias").and_then(|b| g.constant(b));
@@ -295,6 +296,13 @@ fn build_scaled_scores(edit: &mut Edit<'_>, m: &Match, (w, bias): (Tensor, Optio
     replace(edit, at, 1, m.value("w"), w);
     if let Some(bias) = bias {
         replace(edit, m.value("linear").node, 1, m.value("bias"), bias);
+    }
+    // None of them is what the file called by its name any more.
+    let mut values = ["product", "linear", "heads", "q"].map(|n| m.value(n)).to_vec();
+    values.dedup();
+    for value in values {
+        let stem = format!("{}.scaled", edit.value_name(value));
+        edit.rename(value, &stem);
     }
     m.value("scores")
 }
