@@ -1,7 +1,7 @@
 //! Attention: `Attention` taken apart, one selection of q, k and v, one scale.
 
 use super::weights;
-use crate::ir::{AttrValue, Edit, NewOp, Op, Tensor, Value};
+use crate::ir::{AttrValue, DType, Edit, Graph, NewOp, Op, Tensor, Value};
 use crate::pattern::{Facts, Match, Pat, Rule, any_of, commute, konst, op, scalar, var};
 
 pub(super) fn rules() -> Vec<Rule> {
@@ -23,21 +23,6 @@ pub(super) fn rules() -> Vec<Rule> {
         ),
         Rule::new("merge-scales", "", times_scalar_as(times_scalar(product()), "c2"), two_factors, build_scale),
         Rule::new("scale-as-mul", "", op("Div", [product(), scalar("c")]), divisor, build_scale),
-        Rule::new("transpose-k-flat", "", flat_transpose(), check_flat_transpose, |edit, m, ()| {
-            let name = edit.value_name(m.root()).to_owned();
-            let perm = AttrValue::Ints(vec![0, 1, 3, 2]);
-            edit.add(m.root().node, NewOp::std("Transpose", &name).input(m.value("x")).attr("perm", perm))
-        }),
-        Rule::new(
-            "merge-transposes",
-            "",
-            op("Transpose", [op("Transpose", [var("x")]).named("inner")]),
-            check_perms,
-            |edit, m, perm| {
-                let name = edit.value_name(m.root()).to_owned();
-                edit.add(m.root().node, NewOp::std("Transpose", &name).input(m.value("x")).attr("perm", AttrValue::Ints(perm)))
-            },
-        ),
         Rule::new("separate-qkv", "Split", selection(), check_selection, build_selection),
         Rule::new("fold-scale-into-q", "", scaled_scores(), check_scaled_scores, build_scaled_scores),
     ]
@@ -58,7 +43,8 @@ fn times_scalar_as(p: Pat, name: &'static str) -> Pat {
 
 fn constant_of(facts: Facts<'_>, m: &Match, name: &str) -> Result<f32, String> {
     let value = m.get(name).ok_or_else(|| format!("a factor {name} expected"))?;
-    facts.graph.constant(value).and_then(|t| t.scalar_f32()).ok_or_else(|| "a float factor expected".to_owned())
+    let float = facts.graph.constant(value).filter(|t| t.dtype == DType::F32).and_then(|t| t.scalar_f32());
+    float.ok_or_else(|| "a float32 factor expected".to_owned())
 }
 
 fn perm_is(op: &Op, want: &[i64]) -> bool {
@@ -82,6 +68,12 @@ fn check_attention_op(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
     let heads = |name: &str| op.attrs.int(name);
     if heads("q_num_heads").is_some() || heads("kv_num_heads").is_some() {
         return Err("Attention on [batch, heads, tokens, width] expected, found packed heads".to_owned());
+    }
+    let heads = |name: &str| facts.shapes.shape(m.value(name)).and_then(|s| s.get(1));
+    if let (Some(q), Some(k)) = (heads("q"), heads("k"))
+        && q != k
+    {
+        return Err(format!("as many heads of k and v as of q expected, found {k} and {q}"));
     }
     match op.attrs.float("scale") {
         Some(s) => Ok(s),
@@ -116,6 +108,10 @@ fn different_operands(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
     if facts.graph.constant(m.value("a")).is_some() || facts.graph.constant(m.value("b")).is_some() {
         return Err("a product of two activations expected".to_owned());
     }
+    let rank = |v| facts.rank(Some(v));
+    if rank(m.root()) > rank(m.value("a")).max(rank(m.value("b"))) {
+        return Err("a factor of fewer dimensions than the product expected".to_owned());
+    }
     match m.get("c") {
         Some(_) => constant_of(facts, m, "c"),
         None => constant_of(facts, m, "d").map(|d| 1.0 / d),
@@ -135,6 +131,7 @@ fn scale(edit: &mut Edit<'_>, at: crate::ir::NodeId, name: &str, x: Value, c: f3
 }
 
 fn factor(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
+    facts.same_shape(m, "x")?;
     constant_of(facts, m, "c")
 }
 
@@ -147,44 +144,19 @@ fn build_scale_after_transpose(edit: &mut Edit<'_>, m: &Match, c: f32) -> Value 
 }
 
 fn two_factors(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
+    facts.same_shape(m, "product")?;
     // In f64, so that √s · √s gives back s.
     Ok((f64::from(constant_of(facts, m, "c")?) * f64::from(constant_of(facts, m, "c2")?)) as f32)
 }
 
 fn divisor(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
+    facts.same_shape(m, "product")?;
     constant_of(facts, m, "c").map(|c| 1.0 / c)
 }
 
 fn build_scale(edit: &mut Edit<'_>, m: &Match, c: f32) -> Value {
     let name = edit.value_name(m.root()).to_owned();
     scale(edit, m.root().node, &name, m.value("product"), c)
-}
-
-// Dynamo's kᵀ: flatten the heads, transpose, unflatten.
-
-fn flat_transpose() -> Pat {
-    let heads_first = op("Transpose", [op("Reshape", [var("linear"), konst("heads")])])
-        .named("x")
-        .check(|op| if perm_is(op, &[0, 2, 1, 3]) { Ok(()) } else { Err("perm [0, 2, 1, 3] expected".to_owned()) });
-    let flat = op("Reshape", [heads_first, konst("flat")]);
-    let turned = op("Transpose", [flat])
-        .check(|op| if perm_is(op, &[0, 2, 1]) { Ok(()) } else { Err("perm [0, 2, 1] expected".to_owned()) });
-    op("Reshape", [turned, konst("back")])
-}
-
-fn check_flat_transpose(facts: Facts<'_>, m: &Match) -> Result<(), String> {
-    let ints = |name: &str| facts.graph.constant(m.value(name)).and_then(|t| t.to_i64().ok()).unwrap_or_default();
-    match (&ints("heads")[..], &ints("flat")[..], &ints("back")[..]) {
-        ([_, _, h, d], [_, n1, d1], [_, h2, d2, n2]) if h == h2 && d == d1 && d == d2 && n1 == n2 => Ok(()),
-        found => Err(format!("[B, N, H, D] → [B·H, N, D] → [B, H, D, N] expected, found {found:?}")),
-    }
-}
-
-fn check_perms(facts: Facts<'_>, m: &Match) -> Result<Vec<i64>, String> {
-    let perm = |id| facts.graph.op(id).and_then(|o| o.attrs.ints("perm")).ok_or("a permutation expected");
-    let (outer, inner) = (perm(m.root().node)?, perm(m.value("inner").node)?);
-    let merged = outer.iter().map(|&i| usize::try_from(i).ok().and_then(|i| inner.get(i)).copied()).collect::<Option<Vec<_>>>();
-    merged.filter(|v| v.len() == inner.len()).ok_or_else(|| "permutations of one rank expected".to_owned())
 }
 
 // q, k or v picked from one joint Linear becomes a Linear of its own.
@@ -198,15 +170,18 @@ fn selection() -> Pat {
     let permuted = || op("Transpose", [op("Reshape", [joint_linear(), konst("shape")])]).named("permuted");
     any_of([
         op("Gather", [permuted(), scalar("index")]).named("gather"),
-        op("Squeeze", [op("Split", [permuted()]).named("split")]),
-        op("Squeeze", [op("Slice", [permuted(), scalar("start"), scalar("end"), scalar("axis")])]),
+        op("Squeeze", [op("Split", [permuted()]).named("split"), konst("squeezed")]),
+        op(
+            "Squeeze",
+            [op("Slice", [permuted(), scalar("start"), scalar("end"), scalar("axis")]).named("slice"), konst("squeezed")],
+        ),
     ])
 }
 
 struct Selection {
     part: &'static str,
-    heads: i64,
-    head_dim: i64,
+    /// `[batch, tokens, heads, width]`, with the first two as the joint Reshape has them.
+    shape: [i64; 4],
     w: Tensor,
     bias: Option<Tensor>,
 }
@@ -215,10 +190,17 @@ fn check_selection(facts: Facts<'_>, m: &Match) -> Result<Selection, String> {
     let g = facts.graph;
     let permuted = g.op(m.value("permuted").node).ok_or("an operator expected")?;
     if !perm_is(permuted, &[2, 0, 3, 1, 4]) {
-        return Err(format!("perm [2, 0, 3, 1, 4] expected, found {:?}", permuted.attrs.ints("perm")));
+        let found = permuted.attrs.ints("perm").unwrap_or_default();
+        return Err(format!("perm [2, 0, 3, 1, 4] expected, found {found:?} at {}", g.describe(m.value("permuted").node)));
     }
     let int = |name: &str| m.get(name).and_then(|v| g.constant(v)).and_then(|t| t.to_i64().ok()).and_then(|v| v.first().copied());
+    if m.get("squeezed").and_then(|v| g.constant(v)).is_some_and(|t| t.to_i64().ok().as_deref() != Some(&[0])) {
+        return Err("Squeeze of axis 0 expected".to_owned());
+    }
     let index = if let Some(gather) = m.get("gather") {
+        if m.get("index").and_then(|v| g.constant(v)).is_none_or(|t| !t.shape.is_empty()) {
+            return Err("Gather of a single index, which drops the axis, expected".to_owned());
+        }
         if g.op(gather.node).and_then(|o| o.attrs.int("axis")).unwrap_or(0) != 0 {
             return Err("Gather on axis 0 expected".to_owned());
         }
@@ -230,31 +212,38 @@ fn check_selection(facts: Facts<'_>, m: &Match) -> Result<Selection, String> {
             return Err("Split in three on axis 0 expected".to_owned());
         }
         Some(i64::from(split.port))
-    } else if int("axis") == Some(0) && int("start").map(|s| s + 1) == int("end") {
-        int("start")
     } else {
-        None
+        sliced(g, m, int)
     };
     let index = index.and_then(|i| usize::try_from(if i < 0 { i + 3 } else { i }).ok()).filter(|&i| i < 3);
     let index = index.ok_or("one of q, k, v at a constant index expected")?;
     let shape = g.constant(m.value("shape")).and_then(|t| t.to_i64().ok()).unwrap_or_default();
-    let [_, _, 3, heads, head_dim] = shape[..] else {
+    let [batch, tokens, 3, heads, head_dim] = shape[..] else {
         return Err(format!("Reshape to [batch, tokens, 3, heads, width] expected, found {shape:?}"));
     };
     let w = g.constant(m.value("w")).ok_or("constant weights expected")?;
-    let width = usize::try_from(heads * head_dim).unwrap_or(0);
-    if width == 0 || w.shape.get(1) != Some(&(3 * width)) {
-        return Err(format!("weights [in, {}] expected, found {:?}", 3 * width, w.shape));
+    let width = heads.checked_mul(head_dim).and_then(|w| usize::try_from(w).ok()).unwrap_or(0);
+    let joint = width.checked_mul(3).filter(|&n| n > 0);
+    if joint.is_none() || w.shape.get(1).copied() != joint {
+        return Err(format!("weights [in, 3 × {heads} × {head_dim}] expected, found {:?}", w.shape));
     }
     let text = |e: crate::ir::TensorError| e.to_string();
     let bias = m.get("bias").and_then(|b| g.constant(b));
     Ok(Selection {
         part: ["q", "k", "v"][index],
-        heads,
-        head_dim,
+        shape: [batch, tokens, heads, head_dim],
         w: weights::columns(w, index * width, width).map_err(text)?,
         bias: bias.map(|b| weights::columns(b, index * width, width)).transpose().map_err(text)?,
     })
+}
+
+/// The index that a Slice of length one along axis 0 of three picks.
+fn sliced(g: &Graph, m: &Match, int: impl Fn(&str) -> Option<i64>) -> Option<i64> {
+    let steps = m.get("slice").and_then(|v| g.input(v.node, 4));
+    let unit = steps.is_none_or(|v| g.constant(v).is_some_and(|t| t.to_i64().ok().as_deref() == Some(&[1])));
+    let place = |i: i64| if i < 0 { i.saturating_add(3) } else { i.min(3) };
+    let (start, end) = (place(int("start")?), place(int("end")?));
+    (unit && int("axis") == Some(0) && start + 1 == end).then_some(start)
 }
 
 fn build_selection(edit: &mut Edit<'_>, m: &Match, s: Selection) -> Value {
@@ -269,8 +258,7 @@ fn build_selection(edit: &mut Edit<'_>, m: &Match, s: Selection) -> Value {
         let b = edit.add_init(at, &name("_bias"), bias);
         linear = edit.add(at, NewOp::std("Add", &name("")).inputs([linear, b]));
     }
-    // 0 copies batch and tokens from the input, so that both may stay symbolic.
-    let shape = edit.add_init(at, &name("_shape"), Tensor::vector(&[0i64, 0, s.heads, s.head_dim]));
+    let shape = edit.add_init(at, &name("_shape"), Tensor::vector(&s.shape));
     let heads = edit.add(at, NewOp::std("Reshape", &name("_heads")).inputs([linear, shape]));
     edit.add(at, NewOp::std("Transpose", &name("_heads_first")).input(heads).attr("perm", AttrValue::Ints(vec![0, 2, 1, 3])))
 }
@@ -308,6 +296,13 @@ fn build_scaled_scores(edit: &mut Edit<'_>, m: &Match, (w, bias): (Tensor, Optio
     replace(edit, at, 1, m.value("w"), w);
     if let Some(bias) = bias {
         replace(edit, m.value("linear").node, 1, m.value("bias"), bias);
+    }
+    // None of them is what the file called by its name any more.
+    let mut values = ["product", "linear", "heads", "q"].map(|n| m.value(n)).to_vec();
+    values.dedup();
+    for value in values {
+        let stem = format!("{}.scaled", edit.value_name(value));
+        edit.rename(value, &stem);
     }
     m.value("scores")
 }

@@ -7,8 +7,20 @@ use crate::pattern::{Match, Pat, Rule, any_of, commute, near, op, var};
 
 pub(super) fn rules() -> Vec<Rule> {
     vec![
-        Rule::new("gelu-erf", "Erf", product_of_half(erf_gate()), |_, _| Ok(()), |edit, m, ()| build(edit, m, "none")),
-        Rule::new("gelu-tanh", "Tanh", product_of_half(tanh_gate()), |_, _| Ok(()), |edit, m, ()| build(edit, m, "tanh")),
+        Rule::new(
+            "gelu-erf",
+            "Erf",
+            product_of_half(erf_gate()),
+            |f, m| f.same_shape(m, "x"),
+            |edit, m, ()| build(edit, m, "none"),
+        ),
+        Rule::new(
+            "gelu-tanh",
+            "Tanh",
+            product_of_half(tanh_gate()),
+            |f, m| f.same_shape(m, "x"),
+            |edit, m, ()| build(edit, m, "tanh"),
+        ),
     ]
 }
 

@@ -19,9 +19,7 @@ use std::collections::BTreeMap;
 use crate::ir::{AI_VITQ, Model, VerifyError};
 use crate::pattern::{self, NearMiss, Rule};
 
-/// The operator set of every canonical and emitted graph: the newest that onnxruntime 1.18 still loads with Q/DQ, and the
-/// first that has `Gelu`.
-pub const CANONICAL_OPSET: i64 = 20;
+pub use crate::ir::CANONICAL_OPSET;
 
 /// What canonicalising did.
 #[derive(Debug, Clone, Default)]
@@ -59,6 +57,14 @@ pub enum CanonError {
 /// # Errors
 /// When the model imports no usable operator set, or calls functions that cannot be inlined.
 pub fn canonicalise(model: &mut Model) -> Result<CanonReport, CanonError> {
+    canonicalise_by(model, &[fuse_rules(), attention_rules()])
+}
+
+/// Brings a model to the form that the given rules leave, stage by stage.
+///
+/// # Errors
+/// As [`canonicalise`].
+pub fn canonicalise_by(model: &mut Model, stages: &[Vec<Rule>]) -> Result<CanonReport, CanonError> {
     let mut report = CanonReport::default();
     // The functions of our own operators are what those operators mean, not something to look into.
     match inline::inline(model, |op| op.domain == AI_VITQ)? {
@@ -67,14 +73,16 @@ pub fn canonicalise(model: &mut Model) -> Result<CanonReport, CanonError> {
     }
     opset::adapt(model)?;
     fold::fold(model)?;
-    for stage in [fuse_rules(), attention_rules()] {
-        let (applied, misses) = pattern::run(&mut model.graph, CANONICAL_OPSET, &stage)?;
+    for stage in stages {
+        let (applied, misses) = pattern::run(&mut model.graph, CANONICAL_OPSET, stage)?;
         for (name, n) in applied {
             *report.applied.entry(name).or_default() += n;
         }
         report.near_misses.extend(misses);
     }
     fold::fold(model)?;
+    // A younger operator that no rule took apart is kept as it is, with an operator set that has it.
+    model.set_opset("", opset::needed(&model.graph));
     Ok(report)
 }
 

@@ -41,6 +41,12 @@ fn check(facts: Facts<'_>, m: &Match) -> Result<LayerNorm, String> {
     if gamma.as_ref().is_none_or(|s| s.len() != 1) || gamma != beta {
         return Err(format!("gamma and beta of one shape [C] expected, found {gamma:?} and {beta:?}"));
     }
+    // One element would be spread over the channels, which LayerNormalization does not do.
+    let elements = gamma.and_then(|s| s.first().copied()).unwrap_or(0);
+    if let Some(channels) = facts.last_dim(m.value("x")).filter(|&c| c != elements) {
+        return Err(format!("gamma for {channels} channels expected, found {elements} elements"));
+    }
+    facts.same_shape(m, "x")?;
     Ok((eps, m.value("gamma"), m.value("beta")))
 }
 
@@ -56,6 +62,6 @@ fn last_axis_kept(facts: Facts<'_>, id: NodeId) -> Result<(), String> {
     let last = facts.rank(facts.graph.input(id, 0)).map_or(-1, |r| r as i64 - 1);
     match axes.as_deref() {
         Some([a]) if *a == -1 || *a == last => Ok(()),
-        found => Err(format!("ReduceMean over the last axis expected, found axes {found:?} at {}", at())),
+        found => Err(format!("ReduceMean over the last axis expected, found axes {:?} at {}", found.unwrap_or_default(), at())),
     }
 }

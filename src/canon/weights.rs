@@ -1,11 +1,12 @@
-//! Constant weights rearranged at compile time.
+//! Constant weights rearranged at compile time. Float32 only: other types would come back as float32 and no longer fit
+//! the operators around them.
 
 use crate::ir::{DType, Tensor, TensorError};
 
 /// The transpose of a matrix.
 pub(super) fn transpose(t: &Tensor) -> Result<Tensor, TensorError> {
     let (rows, cols) = matrix(t)?;
-    let v = t.to_f32()?;
+    let v = t.to_vec::<f32>()?;
     let mut out = Vec::with_capacity(v.len());
     for c in 0..cols {
         out.extend((0..rows).map(|r| v[r * cols + c]));
@@ -16,7 +17,7 @@ pub(super) fn transpose(t: &Tensor) -> Result<Tensor, TensorError> {
 /// The columns `from..from + width` of the last axis of a vector or matrix.
 pub(super) fn columns(t: &Tensor, from: usize, width: usize) -> Result<Tensor, TensorError> {
     let cols = t.shape.last().copied().unwrap_or(0);
-    let v = t.to_f32()?;
+    let v = t.to_vec::<f32>()?;
     let rows = v.chunks(cols.max(1)).filter_map(|row| row.get(from..from + width));
     let out: Vec<f32> = rows.flatten().copied().collect();
     let mut shape = t.shape.clone();
@@ -28,7 +29,7 @@ pub(super) fn columns(t: &Tensor, from: usize, width: usize) -> Result<Tensor, T
 
 /// Every element times a factor.
 pub(super) fn scaled(t: &Tensor, factor: f32) -> Result<Tensor, TensorError> {
-    let out: Vec<f32> = t.to_f32()?.into_iter().map(|v| v * factor).collect();
+    let out: Vec<f32> = t.to_vec::<f32>()?.into_iter().map(|v| v * factor).collect();
     Tensor::new(&t.shape, &out)
 }
 

@@ -19,7 +19,7 @@ mod verify;
 pub use attrs::{Attr, AttrValue, Attrs, Subgraph};
 pub use edit::{Edit, NewOp};
 pub use graph::{Edge, Graph, Node, NodeId, NodeKind, Use, Value};
-pub use model::{Function, Header, Model, OpsetImport};
+pub use model::{CANONICAL_OPSET, Function, Header, Model, OpsetImport};
 pub use ops::{AI_ONNX, AI_VITQ, COM_MICROSOFT, Op, OpName};
 pub use tensor::{Scalar, Stored, Tensor, TensorData, TensorError};
 pub use types::{DType, Dim, TensorType, Type, ValueInfo};

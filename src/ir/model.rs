@@ -4,6 +4,10 @@ use bytes::Bytes;
 
 use super::{Attrs, Graph, OpName};
 
+/// The operator set of every canonical and emitted graph: the newest that onnxruntime 1.18 still loads with Q/DQ, and the
+/// first that has `Gelu`.
+pub const CANONICAL_OPSET: i64 = 20;
+
 /// A domain and the version of its operator set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpsetImport {

@@ -27,6 +27,11 @@ pub(super) fn lower(
         let output = Value { node: id, port: 0 };
         let pair = pair_after(edit, output, &by_dq);
         let done = match (op.op_type.as_str(), pair) {
+            ("LayerNormalization" | "Softmax", _) if !over_last_axis(edit, id, shapes) => Err(TableError::Parameter {
+                what: "the operator's axis",
+                found: edit.op(id).and_then(|o| o.attrs.int("axis")).unwrap_or(-1) as f64,
+                needed: "the last",
+            }),
             ("LayerNormalization", Some(y)) => layer_norm(edit, id, input, &y),
             ("Gelu" | "Sigmoid" | "Tanh", Some(y)) => lut(edit, id, input, &y),
             ("Softmax", _) => match quantised.log2.get(edit.value_name(output)) {
@@ -41,6 +46,26 @@ pub(super) fn lower(
         }
     }
     Ok(())
+}
+
+/// Notes the values that were to become log2 codes and did not.
+pub(super) fn report_float_softmaxes(edit: &Edit<'_>, quantised: &Quantised, report: &mut LowerReport) {
+    for name in quantised.log2.keys() {
+        let producer = edit.value(name).map(|v| v.node);
+        if let Some(id) = producer.filter(|&id| !edit.op(id).is_some_and(|o| o.op.is_in(AI_VITQ, "LogDequantize"))) {
+            let known = edit.describe(id);
+            if !report.notes.iter().any(|n| n.starts_with(&known)) {
+                report.notes.push(format!(
+                    "{known} stays in float: log2 codes need a Softmax whose input has codes, on a target with custom ops"
+                ));
+            }
+        }
+    }
+}
+
+fn over_last_axis(edit: &Edit<'_>, id: NodeId, shapes: &Shapes) -> bool {
+    let axis = edit.op(id).and_then(|o| o.attrs.int("axis")).unwrap_or(-1);
+    axis == -1 || shapes.rank(Value { node: id, port: 0 }).is_some_and(|r| axis == r as i64 - 1)
 }
 
 /// The Q/DQ pair that reads a value, if one does.
@@ -163,6 +188,13 @@ fn row_length(shapes: &Shapes, value: Value) -> usize {
 
 fn log_softmax(edit: &mut Edit<'_>, id: NodeId, x: &Pair, row: usize, (bits, r): (u8, u8)) -> Result<(), TableError> {
     let (bits, r) = (u32::from(bits), u32::from(r));
+    if x.coding.bits > 8 || x.scales.len() != 1 {
+        return Err(TableError::Parameter {
+            what: "the width of the scores' codes",
+            found: f64::from(x.coding.bits),
+            needed: "at most 8 bits, with one scale for the tensor",
+        });
+    }
     let tables = LogSoftmaxTables::new(affine(x).scale, row, bits, r, LogRounding::default())?;
     let values = log_dequantize_table(bits, r)?;
     let float = Value { node: id, port: 0 };

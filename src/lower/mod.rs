@@ -10,8 +10,7 @@ mod custom;
 mod functions;
 mod qdq;
 
-use crate::canon::CANONICAL_OPSET;
-use crate::ir::{AI_VITQ, DType, Edit, Model, VerifyError, shape};
+use crate::ir::{AI_VITQ, CANONICAL_OPSET, DType, Edit, Model, VerifyError, shape};
 use crate::quant::{PlanError, QuantPlan};
 
 pub use functions::{function, function_names};
@@ -87,12 +86,13 @@ pub fn lower(model: &mut Model, plan: &QuantPlan) -> Result<LowerReport, LowerEr
         report.weights += 1;
     }
     for site in plan.sites.iter().filter(|s| !s.site.weight) {
-        report.pairs += qdq::lower_values(&mut edit, site, &mut quantised)?;
+        report.pairs += qdq::lower_values(&mut edit, site, &shapes, &mut quantised)?;
     }
     bias::lower(&mut edit, &quantised, &mut report);
     if plan.target.has_custom_ops() {
         custom::lower(&mut edit, &quantised, &shapes, &mut report)?;
     }
+    custom::report_float_softmaxes(&edit, &quantised, &mut report);
     edit.commit()?;
     finish(model, plan)?;
     Ok(report)
@@ -109,7 +109,9 @@ fn finish(model: &mut Model, plan: &QuantPlan) -> Result<(), LowerError> {
         let zero_point = model.graph.input(id, 2).and_then(|v| model.graph.constant(v));
         model.graph.is_op(id, "DequantizeLinear") && zero_point.is_some_and(|t| wide(t.dtype))
     });
-    let opset = if needs_21 { 21 } else { CANONICAL_OPSET };
+    let needed = if needs_21 { 21 } else { CANONICAL_OPSET };
+    // More only when canonicalisation had to leave a younger operator.
+    let opset = model.opset("").unwrap_or(needed).max(needed);
     model.set_opset("", opset);
     if !used.is_empty() {
         model.set_opset(AI_VITQ, 1);
@@ -125,7 +127,12 @@ fn finish(model: &mut Model, plan: &QuantPlan) -> Result<(), LowerError> {
         model.functions.push(f);
     }
     let header = &mut model.header;
-    header.ir_version = if needs_21 { 10 } else { 9 };
+    header.ir_version = match opset {
+        ..=20 => 9,
+        21 => 10,
+        // The file that had the younger operator knew.
+        _ => header.ir_version.max(10),
+    };
     header.producer_name = "vitq".to_owned();
     header.producer_version = env!("CARGO_PKG_VERSION").to_owned();
     let note = |key: &str, value: &str| (format!("vitq.{key}"), value.to_owned());

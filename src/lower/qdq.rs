@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::LowerError;
+use crate::ir::shape::Shapes;
 use crate::ir::{AttrValue, DType, Edit, NewOp, Scalar, Tensor, Value};
 use crate::quant::plan::{Codes, Scheme, SitePlan, exponents_from_text};
 
@@ -35,7 +36,16 @@ fn misfit(site: &SitePlan, value: &str, what: impl Into<String>) -> LowerError {
     LowerError::Misfit { site: site.name.clone(), value: value.to_owned(), what: what.into() }
 }
 
-fn find(edit: &Edit<'_>, site: &SitePlan, name: &str) -> Result<Value, LowerError> {
+/// The value of a name, which no site before this one has quantised.
+fn find(edit: &Edit<'_>, site: &SitePlan, name: &str, done: &Quantised) -> Result<Value, LowerError> {
+    let bits = site.scheme.bits();
+    if !(4..=16).contains(&bits) {
+        return Err(misfit(site, name, format!("4 to 16 bits needed, found {bits}")));
+    }
+    let other = done.values.get(name).map(|p| p.site.as_str()).or_else(|| done.log2.contains_key(name).then_some("another site"));
+    if let Some(other) = other {
+        return Err(misfit(site, name, format!("{other} quantises the same value")));
+    }
     edit.value(name).ok_or_else(|| LowerError::UnknownValue { site: site.name.clone(), value: name.to_owned() })
 }
 
@@ -69,7 +79,7 @@ pub(super) fn lower_constant(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Qua
     let top = (1i32 << (bits.clamp(&2, &16) - 1)) - 1;
     let coding = Codes { bits: *bits, signed: true };
     for name in &site.site.values {
-        let old = find(edit, site, name)?;
+        let old = find(edit, site, name, out)?;
         let tensor = edit.constant(old).ok_or_else(|| misfit(site, name, "it is not a constant"))?.clone();
         let x = tensor.to_f32().map_err(|e| misfit(site, name, e.to_string()))?;
         let channels = match axis {
@@ -109,7 +119,13 @@ pub(super) fn lower_constant(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Qua
 }
 
 /// Puts a Q/DQ pair behind every value of a site; the number of pairs.
-pub(super) fn lower_values(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Quantised) -> Result<usize, LowerError> {
+/// `shapes` are those of the graph before lowering.
+pub(super) fn lower_values(
+    edit: &mut Edit<'_>,
+    site: &SitePlan,
+    shapes: &Shapes,
+    out: &mut Quantised,
+) -> Result<usize, LowerError> {
     let (codes, scale, zero, exponents) = match &site.scheme {
         Scheme::Affine { codes, scale, zero_point } => (*codes, *scale, *zero_point, Vec::new()),
         Scheme::Ptf { codes, scale, zero_point, exponents } => {
@@ -119,7 +135,7 @@ pub(super) fn lower_values(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Quant
         }
         Scheme::Log2 { bits, fraction_bits } => {
             for name in &site.site.values {
-                find(edit, site, name)?;
+                find(edit, site, name, out)?;
                 out.log2.insert(name.clone(), (*bits, *fraction_bits));
             }
             return Ok(0);
@@ -135,7 +151,17 @@ pub(super) fn lower_values(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Quant
         ));
     }
     for name in &site.site.values {
-        let value = find(edit, site, name)?;
+        let value = find(edit, site, name, out)?;
+        let channels = shapes.shape(value).and_then(|s| s.last()).and_then(|d| d.as_size());
+        if let (false, Some(channels)) = (exponents.is_empty(), channels)
+            && channels != exponents.len()
+        {
+            return Err(misfit(
+                site,
+                name,
+                format!("one exponent for each of {channels} channels needed, found {}", exponents.len()),
+            ));
+        }
         let anchor = value.node;
         let n = exponents.len().max(1);
         let shape: &[usize] = if exponents.is_empty() { &[] } else { &[n] };

@@ -32,7 +32,7 @@ impl Match {
 /// Where a graph left a pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Miss {
-    /// How many operators had matched on the way.
+    /// How many parts of the pattern, operators and leaves, had matched before.
     pub depth: usize,
     /// What was expected and what was found, with the node's name.
     pub what: String,
@@ -45,7 +45,7 @@ pub struct Miss {
 /// # Errors
 /// The deepest miss over all alternatives; the first of equals.
 pub fn match_value(graph: &Graph, pattern: &Pat, value: Value) -> Result<Match, Miss> {
-    let mut state = State { graph, bound: Vec::new(), path: Vec::new(), deepest: None };
+    let mut state = State { graph, bound: Vec::new(), path: Vec::new(), reader: None, matched: 0, deepest: None };
     let mut found = None;
     state.value(pattern, value, &mut |s| {
         found = Some(s.bound.clone());
@@ -60,7 +60,12 @@ pub fn match_value(graph: &Graph, pattern: &Pat, value: Value) -> Result<Match, 
 struct State<'g> {
     graph: &'g Graph,
     bound: Vec<(&'static str, Value)>,
+    /// The operators that have matched so far.
     path: Vec<NodeId>,
+    /// The operator whose input is looked at. The last of `path` may be deep inside an earlier input.
+    reader: Option<NodeId>,
+    /// How many parts of the pattern have matched so far.
+    matched: usize,
     deepest: Option<Miss>,
 }
 
@@ -68,34 +73,35 @@ type Then<'a, 'g> = &'a mut dyn FnMut(&mut State<'g>) -> bool;
 
 impl<'g> State<'g> {
     fn miss(&mut self, what: impl FnOnce(&Graph) -> String) -> bool {
-        if self.deepest.as_ref().is_none_or(|m| m.depth < self.path.len()) {
-            self.deepest = Some(Miss { depth: self.path.len(), what: what(self.graph), path: self.path.clone() });
+        if self.deepest.as_ref().is_none_or(|m| m.depth < self.matched) {
+            self.deepest = Some(Miss { depth: self.matched, what: what(self.graph), path: self.path.clone() });
         }
         false
     }
 
     /// The reader on whose behalf the current value is looked at, for messages.
     fn at(&self) -> String {
-        self.path.last().map_or_else(String::new, |&id| format!(", at {}", self.graph.describe(id)))
+        self.reader.map_or_else(String::new, |id| format!(", at {}", self.graph.describe(id)))
     }
 
     fn bind(&mut self, name: Option<&'static str>, value: Value, then: Then<'_, 'g>) -> bool {
-        let Some(name) = name else { return then(self) };
-        if let Some((_, seen)) = self.bound.iter().find(|(n, _)| *n == name) {
-            let seen = *seen;
-            if seen == value {
-                return then(self);
-            }
+        let seen = name.and_then(|name| self.bound.iter().find(|(n, _)| *n == name).copied());
+        if let Some((name, seen)) = seen.filter(|(_, seen)| *seen != value) {
             let at = self.at();
             return self.miss(|g| {
                 let (want, found) = (g.value_name(seen).to_owned(), g.value_name(value).to_owned());
                 format!("'{want}' expected again as {name}, found '{found}'{at}")
             });
         }
-        self.bound.push((name, value));
+        let fresh = name.filter(|_| seen.is_none());
+        self.bound.extend(fresh.map(|name| (name, value)));
+        self.matched += 1;
         let ok = then(self);
         if !ok {
-            self.bound.pop();
+            self.matched -= 1;
+            if fresh.is_some() {
+                self.bound.pop();
+            }
         }
         ok
     }
@@ -121,7 +127,13 @@ impl<'g> State<'g> {
                     None => self.miss(|g| format!("constant {want} expected, found {}{at}", g.describe(value.node))),
                 }
             }
-            PatNode::Any(alternatives) => alternatives.iter().any(|p| self.alternative(p, pattern.name, value, then)),
+            PatNode::Any(alternatives) => {
+                let reader = self.reader;
+                alternatives.iter().any(|p| {
+                    self.reader = reader;
+                    self.alternative(p, pattern.name, value, then)
+                })
+            }
             PatNode::Op { op_type, inputs, commute, port, check } => {
                 let graph = self.graph;
                 let op = match graph.get(value.node).map(|n| &n.kind) {
@@ -142,7 +154,11 @@ impl<'g> State<'g> {
     }
 
     fn alternative(&mut self, p: &Pat, name: Option<&'static str>, value: Value, then: Then<'_, 'g>) -> bool {
-        self.value(p, value, &mut |s| s.bind(name, value, then))
+        let reader = self.reader;
+        self.value(p, value, &mut |s| {
+            s.reader = reader;
+            s.bind(name, value, then)
+        })
     }
 
     fn op(
@@ -175,7 +191,7 @@ impl<'g> State<'g> {
                 return self
                     .miss(|g| format!("{} inputs expected, found {}, at {}", inputs.len(), found.len(), g.describe(value.node)));
             };
-            if self.bind(name, value, &mut |s| s.inputs(&pairs, then)) {
+            if self.bind(name, value, &mut |s| s.inputs(value.node, &pairs, then)) {
                 return true;
             }
             self.path.truncate(depth);
@@ -183,10 +199,13 @@ impl<'g> State<'g> {
         false
     }
 
-    fn inputs(&mut self, pairs: &[(&Pat, Value)], then: Then<'_, 'g>) -> bool {
+    fn inputs(&mut self, reader: NodeId, pairs: &[(&Pat, Value)], then: Then<'_, 'g>) -> bool {
         match pairs.split_first() {
             None => then(self),
-            Some(((p, v), rest)) => self.value(p, *v, &mut |s| s.inputs(rest, then)),
+            Some(((p, v), rest)) => {
+                self.reader = Some(reader);
+                self.value(p, *v, &mut |s| s.inputs(reader, rest, then))
+            }
         }
     }
 }

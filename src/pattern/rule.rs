@@ -21,6 +21,21 @@ impl Facts<'_> {
         self.shapes.rank(value?)
     }
 
+    /// Checks that the root has the shape of a bound value, as far as both are known: a constant of one element and many
+    /// dimensions would add dimensions that the rewrite loses.
+    ///
+    /// # Errors
+    /// When the shapes differ.
+    pub fn same_shape(&self, m: &Match, name: &str) -> Result<(), String> {
+        let (root, part) = (self.shapes.shape(m.root()), self.shapes.shape(m.value(name)));
+        match (root, part) {
+            (Some(a), Some(b)) if a.len() != b.len() => {
+                Err(format!("a value of rank {} expected, as {name} has, found rank {}", b.len(), a.len()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The size of a value's last dimension, where it is known.
     pub fn last_dim(&self, value: Value) -> Option<usize> {
         self.shapes.shape(value)?.last()?.as_const().and_then(|d| usize::try_from(d).ok())

@@ -86,14 +86,22 @@ fn linear(x: Pat, [weight, product, bias, output]: [&'static str; 4]) -> Pat {
     any_of([op("Add", [product.clone(), konst(bias)]), product]).named(output)
 }
 
+/// Over the channels of `[batch, tokens, channels]`: what the integer LayerNorm computes.
 fn norm(name: &'static str) -> Pat {
-    op("LayerNormalization", [var("x"), konst("gamma"), konst("beta")]).named(name)
+    op("LayerNormalization", [var("x"), konst("gamma"), konst("beta")]).check(|op| last_axis(op, 2)).named(name)
+}
+
+fn last_axis(op: &crate::ir::Op, last: i64) -> Result<(), String> {
+    match op.attrs.int("axis").unwrap_or(-1) {
+        axis if axis == -1 || axis == last => Ok(()),
+        axis => Err(format!("{} over the last axis expected, found axis {axis}", op.op)),
+    }
 }
 
 fn perm(want: &'static [i64]) -> fn(&crate::ir::Op) -> Result<(), String> {
     fn test(op: &crate::ir::Op, want: &[i64]) -> Result<(), String> {
-        let found = op.attrs.ints("perm");
-        if found == Some(want) { Ok(()) } else { Err(format!("perm {want:?} expected, found {found:?}")) }
+        let found = op.attrs.ints("perm").unwrap_or_default();
+        if found == want { Ok(()) } else { Err(format!("perm {want:?} expected, found {found:?}")) }
     }
     if want == [0, 2, 1, 3] { |op| test(op, &[0, 2, 1, 3]) } else { |op| test(op, &[0, 2, 3, 1]) }
 }
@@ -108,6 +116,11 @@ const FC1: [&str; 4] = ["fc1_weight", "fc1_product", "fc1_bias", "fc1_output"];
 const FC2: [&str; 4] = ["fc2_weight", "fc2_product", "fc2_bias", "fc2_output"];
 
 fn attention() -> Pat {
+    commute("Add", var("x"), attention_branch())
+}
+
+/// What attention adds to the residual stream.
+fn attention_branch() -> Pat {
     let heads = |parts: [&'static str; 4], shaped: &'static str, shape: &'static str, order, first: &'static str| {
         let reshaped = op("Reshape", [linear(norm("norm"), parts), konst(shape)]).named(shaped);
         op("Transpose", [reshaped]).check(perm(order)).named(first)
@@ -116,17 +129,22 @@ fn attention() -> Pat {
     let k = heads(K, "k_heads", "k_shape", KEYS_TRANSPOSED, "k_first");
     let v = heads(V, "v_heads", "v_shape", HEADS_FIRST, "v_first");
     let scores = op("MatMul", [q, k]).named("scores");
-    let probabilities = op("Softmax", [scores]).named("probabilities");
+    let probabilities = op("Softmax", [scores]).check(|op| last_axis(op, 3)).named("probabilities");
     let context = op("MatMul", [probabilities, v]).named("context");
     let back = op("Transpose", [context]).check(perm(HEADS_FIRST)).named("context_back");
     let merged = op("Reshape", [back, konst("merged_shape")]).named("context_merged");
-    commute("Add", var("x"), linear(merged, PROJ))
+    linear(merged, PROJ)
 }
 
 fn mlp() -> Pat {
+    commute("Add", var("x"), mlp_branch())
+}
+
+/// What the MLP adds to the residual stream.
+fn mlp_branch() -> Pat {
     let fc1 = linear(norm("norm"), FC1);
     let act = any_of([op("Gelu", [fc1.clone()]), op("Relu", [fc1.clone()]), op("Sigmoid", [fc1.clone()]), op("Tanh", [fc1])]);
-    commute("Add", var("x"), linear(act.named("act"), FC2))
+    linear(act.named("act"), FC2)
 }
 
 /// Finds the blocks, and the places where the pattern all but matched.
@@ -135,13 +153,19 @@ pub fn find(graph: &Graph) -> (Vec<Block>, Vec<NearMiss>) {
     let (mlps, mlp_misses) = halves(graph, "mlp", &mlp(), "Gelu", |m| mlp_of(graph, m));
     misses.extend(mlp_misses);
     let mut blocks = Vec::new();
+    for mlp in mlps.iter().filter(|m| attentions.iter().all(|a| a.output != m.x)) {
+        let why = graph.value(&mlp.x).and_then(|v| branch_miss(graph, v, &attention_branch()));
+        misses.push(half_missing(&mlp.x, "an attention whose sum is", why, &misses));
+    }
     for attention in attentions {
         match mlps.iter().find(|m| m.x == attention.output) {
-            None => misses.push(NearMiss {
-                rule: "block",
-                tell: attention.output.clone(),
-                what: format!("an MLP that reads '{}' expected, found none", attention.output),
-            }),
+            None => {
+                let readers = graph.value(&attention.output).map(|v| graph.uses(v)).unwrap_or_default();
+                let sums = readers.into_iter().filter(|u| graph.is_op(u.node, "Add"));
+                let failed = sums.filter_map(|u| branch_miss(graph, Value { node: u.node, port: 0 }, &mlp_branch()));
+                let why = failed.reduce(deeper);
+                misses.push(half_missing(&attention.output, "an MLP that reads", why, &misses));
+            }
             Some(mlp) => {
                 let shape =
                     graph.value(&mlp.fc1.weight).and_then(|v| graph.constant(v)).map(|t| t.shape.clone()).unwrap_or_default();
@@ -154,6 +178,32 @@ pub fn find(graph: &Graph) -> (Vec<Block>, Vec<NearMiss>) {
     (blocks, misses)
 }
 
+fn deeper(a: Miss, b: Miss) -> Miss {
+    if b.depth > a.depth { b } else { a }
+}
+
+/// Where the branch of a sum leaves its pattern. The residual operand of a pre-norm block is the one that a LayerNorm reads.
+fn branch_miss(graph: &Graph, sum: Value, branch: &Pat) -> Option<Miss> {
+    let operands: Vec<Value> = graph.inputs_of(sum.node).into_iter().flatten().collect();
+    let normed = |v: &Value| graph.uses(*v).into_iter().any(|u| graph.is_op(u.node, "LayerNormalization"));
+    let one = operands.iter().filter(|v| normed(v)).count() == 1;
+    let branches = operands.iter().filter(|v| !one || !normed(v));
+    branches.filter_map(|&v| match_value(graph, branch, v).err()).reduce(deeper)
+}
+
+/// Half a block is there, the other is not.
+fn half_missing(value: &str, expected: &str, why: Option<Miss>, known: &[NearMiss]) -> NearMiss {
+    // The same place may have been reported for its Softmax or Gelu already.
+    let why = why.filter(|w| known.iter().all(|k| k.what != w.what));
+    let why = why.map_or_else(String::new, |w| format!(": {}", w.what));
+    NearMiss { rule: "block", tell: value.to_owned(), what: format!("{expected} '{value}' expected, found none{why}") }
+}
+
+/// Whether an Add may be a residual sum: the bias of a Linear is none.
+fn sums_activations(graph: &Graph, id: NodeId) -> bool {
+    graph.is_op(id, "Add") && graph.inputs_of(id).into_iter().flatten().all(|v| graph.constant(v).is_none())
+}
+
 /// Every match of a half in topological order, and for each `tell` operator in none of them the deepest miss.
 fn halves<T>(
     graph: &Graph,
@@ -163,11 +213,13 @@ fn halves<T>(
     make: impl Fn(&Match) -> Option<T>,
 ) -> (Vec<T>, Vec<NearMiss>) {
     let (mut found, mut covered, mut best) = (Vec::new(), Vec::new(), BTreeMap::<NodeId, Miss>::new());
-    for id in graph.ops().into_iter().filter(|&id| graph.is_op(id, "Add")) {
+    for id in graph.ops().into_iter().filter(|&id| sums_activations(graph, id)) {
         match match_value(graph, pattern, Value { node: id, port: 0 }) {
             Ok(m) => {
-                covered.extend(["probabilities", "act"].iter().filter_map(|n| m.get(n)).map(|v| v.node));
-                found.extend(make(&m));
+                if let Some(half) = make(&m) {
+                    covered.extend(["probabilities", "act"].iter().filter_map(|n| m.get(n)).map(|v| v.node));
+                    found.push(half);
+                }
             }
             Err(miss) => {
                 for &n in miss.path.iter().filter(|&&n| graph.is_op(n, tell)) {
@@ -210,6 +262,13 @@ fn attention_of(graph: &Graph, m: &Match) -> Option<Attention> {
     let n = Names { graph, m };
     let shape = graph.constant(m.value("q_shape"))?.to_i64().ok()?;
     let [.., heads, head_dim] = shape[..] else { return None };
+    // One of the two may be left to be computed.
+    let width = graph.constant(m.value("q_weight"))?.shape.get(1).and_then(|&w| i64::try_from(w).ok())?;
+    let (heads, head_dim) = match (heads, head_dim) {
+        (-1, d) if d > 0 => (width / d, d),
+        (h, -1) if h > 0 => (h, width / h),
+        known => known,
+    };
     let chain = |parts: [&str; 3]| parts.map(|p| n.name(p)).to_vec();
     Some(Attention {
         x: n.name("x"),
@@ -225,8 +284,8 @@ fn attention_of(graph: &Graph, m: &Match) -> Option<Attention> {
         context: chain(["context", "context_back", "context_merged"]),
         proj: n.linear(PROJ),
         output: graph.value_name(m.root()).to_owned(),
-        heads: usize::try_from(heads).ok()?,
-        head_dim: usize::try_from(head_dim).ok()?,
+        heads: usize::try_from(heads).ok().filter(|&h| h > 0)?,
+        head_dim: usize::try_from(head_dim).ok().filter(|&d| d > 0)?,
     })
 }
 

@@ -1,0 +1,543 @@
+//! Plans and lowered graphs of a vision transformer of one block: every scheme on both targets, and plans that do not fit.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use ndarray::ArrayD;
+use vitq::calib::run::{Failure, Named};
+use vitq::calib::{Digest, SampleSource, Stats, calibrate};
+use vitq::config::{self, Config};
+use vitq::ir::text::{PrintOptions, parse_model, print_model};
+use vitq::ir::{DType, Edit, Model, NewOp, Tensor};
+use vitq::lower::{LowerReport, lower};
+use vitq::quant::{ModelFacts, QuantPlan, Scheme, SitePlan, Target, make_plan, recordings};
+use vitq::runtime::tract::{Engine, EngineOptions};
+use vitq::vit::{Vit, recognise};
+use vitq::{canon, pipeline};
+
+/// A tensor in the textual syntax, its elements up to `scale` in size.
+fn tensor(name: &str, shape: &[usize], scale: f32) -> String {
+    let seed = name.bytes().fold(7u64, |h, b| h.wrapping_mul(131).wrapping_add(u64::from(b)));
+    let values = common::numbers(seed, shape.iter().product());
+    let values: Vec<String> = values.iter().map(|v| format!("{:.3}", v * scale)).collect();
+    let shape: Vec<String> = shape.iter().map(ToString::to_string).collect();
+    format!("float[{}] {name} = {{{}}}", shape.join(", "), values.join(", "))
+}
+
+/// One block of width 4 and two heads on four patches of a 4 × 4 image, canonical already.
+fn tiny() -> (Model, Vit) {
+    let mut parts: Vec<String> = [
+        ("patch_w", &[4, 1, 2, 2][..], 1.0),
+        ("patch_b", &[4], 0.1),
+        ("position", &[1, 4, 4], 2.0),
+        ("n1_g", &[4], 1.0),
+        ("n1_b", &[4], 0.2),
+        ("q_w", &[4, 4], 1.0),
+        ("q_b", &[4], 0.1),
+        ("k_w", &[4, 4], 1.0),
+        ("k_b", &[4], 0.1),
+        ("v_w", &[4, 4], 1.0),
+        ("v_b", &[4], 0.1),
+        ("proj_w", &[4, 4], 1.0),
+        ("proj_b", &[4], 0.1),
+        ("n2_g", &[4], 1.0),
+        ("n2_b", &[4], 0.2),
+        ("fc1_w", &[4, 8], 1.0),
+        ("fc1_b", &[8], 0.1),
+        ("fc2_w", &[8, 4], 1.0),
+        ("fc2_b", &[4], 0.1),
+        ("n_g", &[4], 1.0),
+        ("n_b", &[4], 0.2),
+        ("head_w", &[4, 3], 1.0),
+        ("head_b", &[3], 0.1),
+    ]
+    .iter()
+    .map(|&(name, shape, scale)| tensor(name, shape, scale))
+    .collect();
+    parts.push(
+        "int64[3] flat = {0, 4, -1}, int64[4] heads = {0, 0, 2, 2}, int64[3] merged = {0, 0, 4}, int64 first = {0}".to_owned(),
+    );
+    let text = format!(
+        r#"<ir_version: 9, opset_import: ["" : 20]>
+tiny (float[batch, 1, 4, 4] image) => (float[batch, 3] logits)
+<{}>
+{{
+  patches = Conv <kernel_shape = [2, 2], strides = [2, 2]> (image, patch_w, patch_b)
+  rows = Reshape (patches, flat)
+  tokens = Transpose <perm = [0, 2, 1]> (rows)
+  x = Add (tokens, position)
+  n1 = LayerNormalization <axis = -1, epsilon = 0.000001> (x, n1_g, n1_b)
+  q_p = MatMul (n1, q_w)
+  q = Add (q_p, q_b)
+  q_r = Reshape (q, heads)
+  q_h = Transpose <perm = [0, 2, 1, 3]> (q_r)
+  k_p = MatMul (n1, k_w)
+  k = Add (k_p, k_b)
+  k_r = Reshape (k, heads)
+  k_h = Transpose <perm = [0, 2, 3, 1]> (k_r)
+  v_p = MatMul (n1, v_w)
+  v = Add (v_p, v_b)
+  v_r = Reshape (v, heads)
+  v_h = Transpose <perm = [0, 2, 1, 3]> (v_r)
+  scores = MatMul (q_h, k_h)
+  probs = Softmax <axis = -1> (scores)
+  context = MatMul (probs, v_h)
+  back = Transpose <perm = [0, 2, 1, 3]> (context)
+  joined = Reshape (back, merged)
+  proj_p = MatMul (joined, proj_w)
+  proj = Add (proj_p, proj_b)
+  r1 = Add (x, proj)
+  n2 = LayerNormalization <axis = -1, epsilon = 0.000001> (r1, n2_g, n2_b)
+  fc1_p = MatMul (n2, fc1_w)
+  fc1 = Add (fc1_p, fc1_b)
+  act = Gelu (fc1)
+  fc2_p = MatMul (act, fc2_w)
+  fc2 = Add (fc2_p, fc2_b)
+  r2 = Add (r1, fc2)
+  last = LayerNormalization <axis = -1, epsilon = 0.000001> (r2, n_g, n_b)
+  token = Gather <axis = 1> (last, first)
+  logits_p = MatMul (token, head_w)
+  logits = Add (logits_p, head_b)
+}}"#,
+        parts.join(",\n ")
+    );
+    let mut model = parse_model(&text).unwrap();
+    canon::canonicalise(&mut model).unwrap();
+    let vit = recognise(&model.graph);
+    assert_eq!((vit.blocks.len(), vit.sites.len()), (1, 28), "{:?}", vit.near_misses);
+    (model, vit)
+}
+
+/// Made-up images.
+struct Images(usize);
+
+impl Images {
+    fn image(i: usize) -> ArrayD<f32> {
+        ArrayD::from_shape_vec(vec![1, 1, 4, 4], common::numbers(100 + i as u64, 16)).unwrap()
+    }
+}
+
+impl SampleSource for Images {
+    fn len(&self) -> usize {
+        self.0
+    }
+
+    fn get(&self, i: usize) -> Result<Option<Named>, Failure> {
+        Ok(Some(vec![("image".to_owned(), Images::image(i))]))
+    }
+}
+
+fn stats(model: &Model, vit: &Vit, config: &Config) -> Stats {
+    let taps = recordings(&vit.sites, config);
+    let names: Vec<String> = taps.iter().map(|t| t.value.clone()).collect();
+    let engine = Engine::new(model, &names, &EngineOptions::default()).unwrap();
+    calibrate(&engine, &taps, &Images(16), Digest::default(), 1, &()).unwrap()
+}
+
+fn facts(model: &Model, vit: &Vit) -> ModelFacts {
+    let constant = |name: &String| (name.clone(), model.graph.constant(model.graph.value(name).unwrap()).unwrap().clone());
+    ModelFacts {
+        digest: pipeline_digest(model),
+        sites: vit.sites.clone(),
+        constants: vit.sites.iter().filter(|s| s.weight).flat_map(|s| &s.values).map(constant).collect(),
+    }
+}
+
+fn pipeline_digest(model: &Model) -> String {
+    pipeline::digest(model).to_string()
+}
+
+fn preset(name: &str) -> Config {
+    config::preset(name).unwrap().unwrap()
+}
+
+fn planned(config: &Config, target: Target) -> (Model, QuantPlan) {
+    let (model, vit) = tiny();
+    let plan = make_plan(&facts(&model, &vit), &stats(&model, &vit, config), config, target).unwrap();
+    (model, plan)
+}
+
+fn lowered(config: &Config, target: Target) -> (Model, QuantPlan, LowerReport) {
+    let (mut model, plan) = planned(config, target);
+    let report = lower(&mut model, &plan).unwrap();
+    (model, plan, report)
+}
+
+fn snapshot(name: &str, text: &str) {
+    insta::with_settings!({ snapshot_path => "../snapshots/lower", prepend_module_to_snapshot => false, omit_expression => true }, {
+        insta::assert_snapshot!(name, text);
+    });
+}
+
+/// The signal-to-noise ratio of the quantised logits over images that calibration saw, in dB.
+fn sqnr(quantised: &Model) -> f64 {
+    let (float, _) = tiny();
+    let engine = |m: &Model| Engine::new(m, &[], &EngineOptions::default()).unwrap();
+    let (a, b) = (engine(&float), engine(quantised));
+    let (mut a, mut b) = (a.session().unwrap(), b.session().unwrap());
+    let (mut signal, mut noise) = (0.0, 0.0);
+    for i in 0..16 {
+        let image = Images::image(i);
+        let want = a.run(&[("image", image.view())], &mut |_, _, _| {}).unwrap();
+        let found = b.run(&[("image", image.view())], &mut |_, _, _| {}).unwrap();
+        assert_eq!(found[0].0, "logits");
+        for (x, y) in want[0].1.iter().zip(&found[0].1) {
+            signal += f64::from(*x).powi(2);
+            noise += (f64::from(*x) - f64::from(*y)).powi(2);
+        }
+    }
+    10.0 * (signal / noise).log10()
+}
+
+fn ops(model: &Model) -> BTreeMap<String, usize> {
+    pipeline::op_counts(model)
+}
+
+#[test]
+fn the_plan_of_each_target() {
+    for target in [Target::Integer, Target::OnnxRuntime] {
+        let (_, plan) = planned(&preset("int8"), target);
+        snapshot(&format!("plan_{target}"), &plan.to_text());
+    }
+}
+
+#[test]
+fn the_graph_of_each_target() {
+    for target in [Target::Integer, Target::OnnxRuntime] {
+        let (model, _, report) = lowered(&preset("int8"), target);
+        // The graph alone: function bodies have files of their own. Without the build's version.
+        let text = print_model(&Model { functions: Vec::new(), ..model.clone() }, &PrintOptions::snapshot());
+        snapshot(&format!("graph_{target}"), &format!("{text}\n{report:#?}\n"));
+        let found = sqnr(&model);
+        assert!(found > 20.0, "{target}: {found} dB");
+    }
+}
+
+#[test]
+fn the_integer_target_leaves_nothing_in_float() {
+    let (model, plan, report) = lowered(&preset("int8"), Target::Integer);
+    assert!(plan.float.is_empty() && report.notes.is_empty(), "{:?} {:?}", plan.float, report.notes);
+    let counts = ops(&model);
+    for (op, n) in
+        [("ai.vitq.PtfLayerNorm", 3), ("ai.vitq.LogIntSoftmax", 1), ("ai.vitq.LogDequantize", 1), ("ai.vitq.LutGelu", 1)]
+    {
+        assert_eq!(counts.get(op), Some(&n), "{op}: {counts:?}");
+    }
+    for op in ["LayerNormalization", "Softmax", "Gelu"] {
+        assert_eq!(counts.get(op), None);
+    }
+    // Every constant that carries the network is an integer; the floats left are scales and the tables of log2 codes.
+    let floats = model
+        .graph
+        .node_ids()
+        .into_iter()
+        .filter_map(|id| model.graph.get(id))
+        .filter(|n| n.tensor().is_some_and(|t| t.dtype == DType::F32));
+    for node in floats {
+        let name = &node.outputs[0];
+        assert!(name.ends_with("_scale") || name.ends_with("_values"), "{name} is a float");
+    }
+    assert_eq!(model.functions.len(), 4);
+    assert_eq!((model.opset(""), model.opset("ai.vitq"), model.header.ir_version), (Some(20), Some(1), 9));
+}
+
+#[test]
+fn the_onnxruntime_target_has_no_custom_op() {
+    let (model, plan, report) = lowered(&preset("int8"), Target::OnnxRuntime);
+    assert!(model.functions.is_empty() && model.opset("ai.vitq").is_none() && report.custom_ops == 0);
+    assert!(plan.float.iter().all(|f| !f.reason.is_empty()));
+    assert_eq!(plan.sites.len() + plan.float.len(), 28);
+    // No scale a channel on an activation: it would not fuse.
+    assert!(plan.sites.iter().all(|s| matches!(s.scheme, Scheme::Affine { .. } | Scheme::Weight { .. })));
+}
+
+fn variant(yaml: &str) -> Config {
+    config::load::parse("variant.yaml", yaml).unwrap()
+}
+
+fn affine_sites(plan: &QuantPlan) -> impl Iterator<Item = (&SitePlan, u8, bool, f32, i32)> {
+    plan.sites.iter().filter_map(|s| match s.scheme {
+        Scheme::Affine { codes, scale, zero_point } => Some((s, codes.bits, codes.signed, scale, zero_point)),
+        _ => None,
+    })
+}
+
+#[test]
+fn unsigned_codes() {
+    let yaml = "default: {bit_type: {bits: 8, signed: false, symmetric: false}}";
+    let (model, plan, _) = lowered(&variant(yaml), Target::Integer);
+    assert!(affine_sites(&plan).count() > 10);
+    assert!(affine_sites(&plan).all(|(_, bits, signed, _, zero)| bits == 8 && !signed && (0..=255).contains(&zero)));
+    let zero = model.graph.value("logits_zero_point").and_then(|v| model.graph.constant(v)).unwrap();
+    assert_eq!(zero.dtype, DType::U8);
+    assert!(sqnr(&model) > 20.0);
+}
+
+#[test]
+fn symmetric_codes() {
+    for (signed, middle) in [(true, 0), (false, 128)] {
+        let yaml = format!("default: {{bit_type: {{bits: 8, signed: {signed}, symmetric: true}}}}");
+        let (model, plan, _) = lowered(&variant(&yaml), Target::Integer);
+        for (site, .., scale, zero) in affine_sites(&plan).filter(|(s, ..)| s.name != "patch_embed") {
+            assert_eq!(zero, middle, "{}", site.name);
+            let bound = site.observed[0].abs().max(site.observed[1].abs());
+            assert!((f64::from(scale) * 127.0 / f64::from(bound) - 1.0).abs() < 1e-6, "{}", site.name);
+        }
+        assert!(sqnr(&model) > 20.0);
+    }
+}
+
+#[test]
+fn six_bits_are_clipped_inside_eight() {
+    let yaml = "default: {bit_type: {bits: 6, signed: true, symmetric: false}}";
+    let (model, plan, _) = lowered(&variant(yaml), Target::OnnxRuntime);
+    let pairs: usize = plan.sites.iter().filter(|s| !s.site.weight).map(|s| s.site.values.len()).sum();
+    assert_eq!(ops(&model).get("Clip"), Some(&pairs));
+    let bound = |name: &str| model.graph.constant(model.graph.value(name).unwrap()).unwrap().to_i64().unwrap();
+    let unsigned = plan.site("blocks.0.norm1").is_some_and(|s| matches!(s.scheme, Scheme::Affine { codes, .. } if !codes.signed));
+    assert_eq!((bound("n1_low"), bound("n1_high")), if unsigned { (vec![0], vec![63]) } else { (vec![-32], vec![31]) });
+    let weights = bound("fc1_w_quantized");
+    assert!(weights.iter().all(|w| w.abs() <= 31) && weights.iter().any(|w| w.abs() == 31));
+    let found = sqnr(&model);
+    assert!((10.0..35.0).contains(&found), "{found} dB");
+}
+
+#[test]
+fn sixteen_bits_need_opset_21() {
+    let yaml = "default: {bit_type: {bits: 16, signed: true, symmetric: false}}";
+    let (model, plan, _) = lowered(&variant(yaml), Target::OnnxRuntime);
+    assert_eq!((model.opset(""), model.header.ir_version), (Some(21), 10));
+    assert!(affine_sites(&plan).all(|(_, bits, ..)| bits == 16));
+    assert_eq!(ops(&model).get("Clip"), None);
+    let found = sqnr(&model);
+    assert!(found > 60.0, "{found} dB");
+}
+
+#[test]
+fn log2_codes_of_four_and_eight_bits() {
+    for (bits, r, least) in [(4, 0, 8.0), (8, 3, 20.0)] {
+        let yaml = format!(
+            "attn_layer: {{intSoft: {{bit_type: {{bits: {bits}, signed: false}}, quantization_method: Log2, log2_fraction_bits: {r}}}}}"
+        );
+        let (model, plan, _) = lowered(&variant(&yaml), Target::Integer);
+        assert_eq!(plan.site("blocks.0.intSoft").unwrap().scheme, Scheme::Log2 { bits, fraction_bits: r });
+        let constant = |name: &str| model.graph.constant(model.graph.value(name).unwrap()).unwrap();
+        assert_eq!(constant("probs_top").to_i64().unwrap(), [(1 << bits) - 1]);
+        let values = constant("probs_values").to_f32().unwrap();
+        assert_eq!((values.len(), values[0], values[1 << r], values[(1 << bits) - 1]), (1 << bits, 1.0, 0.5, 0.0));
+        let found = sqnr(&model);
+        assert!(found > least, "{bits} bits: {found} dB");
+    }
+}
+
+#[test]
+fn one_scale_a_channel_or_one_a_tensor_for_weights() {
+    for (mode, per_channel) in [("channel_wise", true), ("layer_wise", false)] {
+        let yaml = format!("layers: {{mlp_fc1: {{calibration_mode: {mode}}}}}");
+        let (model, plan, _) = lowered(&variant(&yaml), Target::OnnxRuntime);
+        let Scheme::Weight { axis, scales, bits } = &plan.site("blocks.0.mlp_fc1").unwrap().scheme else { panic!() };
+        assert_eq!((*axis, scales.len(), *bits), if per_channel { (Some(1), 8, 8) } else { (None, 1, 8) });
+        let shape = &model.graph.constant(model.graph.value("fc1_w_scale").unwrap()).unwrap().shape;
+        assert_eq!(shape.as_slice(), if per_channel { &[8][..] } else { &[] });
+        // The codes against f64: the largest element of each channel is ±127, and every element the nearest code.
+        let (float, _) = tiny();
+        let w = float.graph.constant(float.graph.value("fc1_w").unwrap()).unwrap().to_f32().unwrap();
+        let codes = model.graph.constant(model.graph.value("fc1_w_quantized").unwrap()).unwrap().to_i64().unwrap();
+        for (i, (w, q)) in w.iter().zip(&codes).enumerate() {
+            let scale = f64::from(scales[if per_channel { i % 8 } else { 0 }]);
+            assert!((f64::from(*w) - scale * *q as f64).abs() <= scale * 0.500_001, "{i}");
+        }
+        assert!(codes.iter().any(|q| q.abs() == 127) && codes.iter().all(|q| q.abs() <= 127));
+    }
+}
+
+#[test]
+fn ptf_exponents_become_a_scale_a_channel() {
+    let (mut model, mut plan) = planned(&preset("int8"), Target::Integer);
+    let site = plan.sites.iter_mut().find(|s| s.name == "blocks.0.residual1").unwrap();
+    let Scheme::Ptf { exponents, scale, .. } = &mut site.scheme else { panic!("{:?}", site.scheme) };
+    assert_eq!(exponents.len(), 4);
+    (*exponents, *scale) = ("0123".to_owned(), 0.03125);
+    lower(&mut model, &plan).unwrap();
+    let constant = |name: &str| model.graph.constant(model.graph.value(name).unwrap()).unwrap();
+    assert_eq!(constant("r1_scale").to_f32().unwrap(), [0.03125, 0.0625, 0.125, 0.25]);
+    assert_eq!(constant("n2_multiplier").to_i64().unwrap(), [1, 2, 4, 8]);
+    for name in ["r1_quantized", "r1_dequantized"] {
+        let id = model.graph.value(name).unwrap().node;
+        assert_eq!(model.graph.op(id).unwrap().attrs.int("axis"), Some(-1), "{name}");
+    }
+}
+
+#[test]
+fn biases_are_int32_in_units_of_both_scales() {
+    let (model, plan, report) = lowered(&preset("int8"), Target::OnnxRuntime);
+    // The convolution, q, k, v, the projection, both Linears of the MLP, the classifier.
+    assert_eq!((report.biases, report.notes.len()), (8, 0), "{report:?}");
+    let constant = |name: &str| model.graph.constant(model.graph.value(name).unwrap()).unwrap();
+    let Scheme::Affine { scale: x, .. } = plan.site("blocks.0.norm2").unwrap().scheme else { panic!() };
+    let Scheme::Weight { scales, .. } = &plan.site("blocks.0.mlp_fc1").unwrap().scheme else { panic!() };
+    let (float, _) = tiny();
+    let b = float.graph.constant(float.graph.value("fc1_b").unwrap()).unwrap().to_f32().unwrap();
+    let codes = constant("fc1_b_quantized");
+    assert_eq!(codes.dtype, DType::I32);
+    for (c, q) in codes.to_i64().unwrap().into_iter().enumerate() {
+        let unit = f64::from(x) * f64::from(scales[c]);
+        assert!((f64::from(b[c]) - unit * q as f64).abs() <= unit * 0.5001, "{c}");
+    }
+}
+
+#[test]
+fn a_bias_that_does_not_fit_stays_in_float_and_is_noted() {
+    let (mut model, plan) = planned(&preset("int8"), Target::OnnxRuntime);
+    let mut edit = Edit::new(&mut model.graph);
+    let id = edit.value("fc1_b").unwrap().node;
+    edit.set_tensor(id, Tensor::vector(&[1e9f32, 0., 0., 0., 0., 0., 0., 0.]));
+    edit.commit().unwrap();
+    let report = lower(&mut model, &plan).unwrap();
+    assert_eq!(report.biases, 7);
+    assert_eq!(
+        report.notes,
+        ["Add (producing 'fc1'): its bias stays in float: it does not fit 32 bits in units of input scale × weight scale"]
+    );
+    let fc1 = model.graph.value("fc1").unwrap();
+    let bias = model.graph.input(fc1.node, 1).unwrap();
+    assert_eq!(model.graph.value_name(bias), "fc1_b");
+}
+
+#[test]
+fn outputs_keep_their_names_and_shapes_are_read_from_the_float_value() {
+    let (mut model, plan) = planned(&preset("int8"), Target::Integer);
+    let mut edit = Edit::new(&mut model.graph);
+    let fc1 = edit.value("fc1").unwrap();
+    let size = edit.add(fc1.node, NewOp::std("Shape", "fc1_shape").input(fc1));
+    edit.push_graph_output(size);
+    edit.commit().unwrap();
+    lower(&mut model, &plan).unwrap();
+    let g = &model.graph;
+    let names: Vec<&str> = g.outputs().iter().map(|&v| g.value_name(v)).collect();
+    assert_eq!(names, ["logits", "fc1_shape"]);
+    assert!(g.is_op(g.outputs()[0].node, "DequantizeLinear"));
+    let read = g.input(g.value("fc1_shape").unwrap().node, 0).unwrap();
+    assert!(g.is_op(read.node, "Add"), "{}", g.describe(read.node));
+}
+
+fn refused(edit: impl Fn(&mut QuantPlan)) -> String {
+    let (mut model, mut plan) = planned(&preset("int8"), Target::Integer);
+    edit(&mut plan);
+    lower(&mut model, &plan).unwrap_err().to_string()
+}
+
+fn site<'p>(plan: &'p mut QuantPlan, name: &str) -> &'p mut SitePlan {
+    plan.sites.iter_mut().find(|s| s.name == name).unwrap()
+}
+
+#[test]
+fn edited_plans_that_do_not_fit_are_refused() {
+    let cases: Vec<(&str, String)> = vec![
+        ("an unknown value", refused(|p| site(p, "blocks.0.norm1").site.values = vec!["nowhere".to_owned()])),
+        ("an unknown constant", refused(|p| site(p, "blocks.0.mlp_fc1").site.values = vec!["nowhere".to_owned()])),
+        ("one value twice", refused(|p| site(p, "blocks.0.norm1").site.values = vec!["n2".to_owned()])),
+        ("one constant twice", refused(|p| site(p, "blocks.0.mlp_fc2").site.values = vec!["fc1_w".to_owned()])),
+        (
+            "too few exponents",
+            refused(|p| {
+                if let Scheme::Ptf { exponents, .. } = &mut site(p, "blocks.0.residual1").scheme {
+                    exponents.pop();
+                }
+            }),
+        ),
+        (
+            "exponents that are no digits",
+            refused(|p| {
+                if let Scheme::Ptf { exponents, .. } = &mut site(p, "blocks.0.residual1").scheme {
+                    "01x0".clone_into(exponents);
+                }
+            }),
+        ),
+        (
+            "twenty bits",
+            refused(|p| {
+                if let Scheme::Affine { codes, .. } = &mut site(p, "blocks.0.norm1").scheme {
+                    codes.bits = 20;
+                }
+            }),
+        ),
+        (
+            "a zero point out of range",
+            refused(|p| {
+                if let Scheme::Affine { zero_point, .. } = &mut site(p, "blocks.0.norm1").scheme {
+                    *zero_point = 128;
+                }
+            }),
+        ),
+        (
+            "a negative scale",
+            refused(|p| {
+                if let Scheme::Affine { scale, .. } = &mut site(p, "blocks.0.norm1").scheme {
+                    *scale = -1.0;
+                }
+            }),
+        ),
+        (
+            "too few weight scales",
+            refused(|p| {
+                if let Scheme::Weight { scales, .. } = &mut site(p, "blocks.0.mlp_fc1").scheme {
+                    scales.pop();
+                }
+            }),
+        ),
+        (
+            "a constant's scheme for a value",
+            refused(|p| site(p, "blocks.0.norm1").scheme = Scheme::Weight { bits: 8, axis: None, scales: vec![1.0] }),
+        ),
+        (
+            "a value's scheme for a constant",
+            refused(|p| site(p, "blocks.0.mlp_fc1").scheme = Scheme::Log2 { bits: 8, fraction_bits: 0 }),
+        ),
+        ("a value called a constant", refused(|p| site(p, "blocks.0.mlp_fc1").site.values = vec!["fc1".to_owned()])),
+    ];
+    let text: String = cases.iter().map(|(what, error)| format!("{what}:\n  {error}\n")).collect();
+    snapshot("edited_plans", &text);
+}
+
+#[test]
+fn log2_codes_that_cannot_be_are_noted() {
+    let scores = "blocks.0.kv_act";
+    for (what, target, edit) in [
+        ("the scores in float", Target::Integer, (|p| p.sites.retain(|s| s.name != "blocks.0.kv_act")) as fn(&mut QuantPlan)),
+        ("a target without custom ops", Target::Integer, |p| p.target = Target::OnnxRuntime),
+        ("wide scores", Target::Integer, |p| {
+            if let Scheme::Affine { codes, .. } = &mut site(p, "blocks.0.kv_act").scheme {
+                codes.bits = 16;
+            }
+        }),
+    ] {
+        let (mut model, mut plan) = planned(&preset("int8"), target);
+        assert!(plan.site(scores).is_some());
+        edit(&mut plan);
+        let report = lower(&mut model, &plan).unwrap();
+        let notes: Vec<&String> =
+            report.notes.iter().filter(|n| n.starts_with("Softmax (producing 'probs') stays in float")).collect();
+        assert_eq!(notes.len(), 1, "{what}: {:?}", report.notes);
+    }
+}
+
+/// Whatever a configuration does, a site is in the plan once: quantised or in float with a reason.
+#[test]
+fn every_site_is_decided_once() {
+    let yaml = "attn_layer: {mlp_act: {float: true}, kv_act: {bit_type: {bits: 16}}}";
+    for target in [Target::Integer, Target::OnnxRuntime] {
+        let (_, plan) = planned(&variant(yaml), target);
+        let (_, vit) = tiny();
+        let mut names: Vec<String> =
+            plan.sites.iter().map(|s| s.name.clone()).chain(plan.float.iter().map(|f| f.name.clone())).collect();
+        let mut wanted: Vec<String> = vit.sites.iter().map(|s| s.full_name()).collect();
+        names.sort();
+        wanted.sort();
+        assert_eq!(names, wanted);
+        let act = plan.float.iter().find(|f| f.name == "blocks.0.mlp_act").unwrap();
+        assert_eq!(act.reason, "the configuration says so");
+    }
+}
