@@ -16,6 +16,6 @@ mod samples;
 pub use calibrate::{calibrate, engine_of};
 pub use error::PipelineError;
 pub use evaluate::{Evaluation, SampleOutputs, evaluate, forward, is_quantised, runnable, top};
-pub use load::{Source, digest, file_bytes, load, op_counts, read};
+pub use load::{Source, digest, encoded_bytes, file_bytes, load, op_counts, read};
 pub use quantise::{fix_batch, lower, plan, read_plan, read_stats, unknown_names, violations, write_plan, write_stats};
 pub use samples::{DataOptions, Feed, Samples};

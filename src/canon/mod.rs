@@ -8,6 +8,7 @@
 mod attention;
 pub mod fold;
 mod gelu;
+pub mod inline;
 mod linear;
 mod norm;
 mod opset;
@@ -15,7 +16,7 @@ mod weights;
 
 use std::collections::BTreeMap;
 
-use crate::ir::{Model, VerifyError};
+use crate::ir::{AI_VITQ, Model, VerifyError};
 use crate::pattern::{self, NearMiss, Rule};
 
 pub use crate::ir::CANONICAL_OPSET;
@@ -40,6 +41,9 @@ pub enum CanonError {
         /// What is wrong, and what to do.
         what: String,
     },
+    /// Model-local functions cannot be inlined.
+    #[error(transparent)]
+    Inline(#[from] inline::InlineError),
     /// Folding failed.
     #[error(transparent)]
     Fold(#[from] fold::FoldError),
@@ -51,7 +55,7 @@ pub enum CanonError {
 /// Brings a model to the canonical form.
 ///
 /// # Errors
-/// When the model imports no usable operator set.
+/// When the model imports no usable operator set, or calls functions that cannot be inlined.
 pub fn canonicalise(model: &mut Model) -> Result<CanonReport, CanonError> {
     canonicalise_by(model, &[fuse_rules(), attention_rules()])
 }
@@ -61,9 +65,14 @@ pub fn canonicalise(model: &mut Model) -> Result<CanonReport, CanonError> {
 /// # Errors
 /// As [`canonicalise`].
 pub fn canonicalise_by(model: &mut Model, stages: &[Vec<Rule>]) -> Result<CanonReport, CanonError> {
+    let mut report = CanonReport::default();
+    // The functions of our own operators are what those operators mean, not something to look into.
+    match inline::inline(model, |op| op.domain == AI_VITQ)? {
+        0 => {}
+        n => _ = report.applied.insert("inline", n),
+    }
     opset::adapt(model)?;
     fold::fold(model)?;
-    let mut report = CanonReport::default();
     for stage in stages {
         let (applied, misses) = pattern::run(&mut model.graph, CANONICAL_OPSET, stage)?;
         for (name, n) in applied {

@@ -27,8 +27,8 @@ const COMPARED: usize = 32;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   vitq compile model.onnx --calib images/ --preprocess imagenet -o model.int8.onnx
-  vitq compile model.onnx --calib images/ --preprocess inception --target onnxruntime -o model.int8.onnx
-  vitq compile model.onnx --calib samples.npy --config my.yaml --save-plan plan.json -o model.int8.onnx")]
+  vitq compile model.onnx --calib images/ --preprocess inception --target onnxruntime -o out.onnx
+  vitq compile model.onnx --calib x.npy --config my.yaml --save-plan plan.json -o out.onnx")]
 pub(super) struct Args {
     /// The float model
     #[arg(value_name = "MODEL.onnx", value_hint = ValueHint::FilePath)]
@@ -110,7 +110,8 @@ struct Made {
 
 pub(super) fn run(args: Args, terminal: &Terminal) -> Result<(), CliError> {
     let more = [&args.save_stats, &args.save_plan, &args.report];
-    let outputs: Vec<&Path> = std::iter::once(&args.output.output).chain(more.into_iter().flatten()).map(PathBuf::as_path).collect();
+    let outputs: Vec<&Path> =
+        std::iter::once(&args.output.output).chain(more.into_iter().flatten()).map(PathBuf::as_path).collect();
     check_outputs(&[&args.model, &args.data.calib], &outputs)?;
     let mut clock = Clock::new();
     let mut made = make(&args, terminal, &mut clock)?;
@@ -123,10 +124,10 @@ pub(super) fn run(args: Args, terminal: &Terminal) -> Result<(), CliError> {
         pipeline::write_plan(&made.plan, path)?;
     }
     clock.end("write");
-    let summary = summarise(&args, &made, clock)?;
+    let summary = summarise(&args, &made, clock);
     if let Some(path) = &args.report {
         let text = json(&summary)?;
-        write_atomic(path, |w| std::io::Write::write_all(w, text.as_bytes()))?;
+        write_atomic(path, |w| w.write_all(text.as_bytes()))?;
     }
     if args.json { terminal.print_json(&summary) } else { terminal.summary(&summary) }
 }
@@ -173,12 +174,11 @@ fn compare(
     Ok(pipeline::evaluate(&emitted, Some(float), samples, Some(COMPARED), args.threads.count(), &bar)?)
 }
 
-fn summarise(args: &Args, made: &Made, clock: Clock) -> Result<CompileSummary, CliError> {
+fn summarise(args: &Args, made: &Made, clock: Clock) -> CompileSummary {
     let source = &made.source;
     let misses = source.vit.near_misses.iter().chain(&source.canon.near_misses);
-    let emitted = pipeline::read(&args.output.output)?;
     let r = &made.report;
-    Ok(CompileSummary {
+    CompileSummary {
         model: args.model.display().to_string(),
         output: args.output.output.display().to_string(),
         target: made.plan.target.to_string(),
@@ -206,11 +206,20 @@ fn summarise(args: &Args, made: &Made, clock: Clock) -> Result<CompileSummary, C
             agreement: made.evaluation.agreement,
         },
         bytes_before: source.bytes,
-        bytes_after: pipeline::file_bytes(&args.output.output, &emitted),
+        bytes_after: written_bytes(&args.output.output, &made.model),
         seconds: clock.start.elapsed().as_secs_f64(),
         phases: clock.phases,
         peak_memory_bytes: peak_memory(),
-    })
+    }
+}
+
+/// Bytes of the emitted model, with its data file if it has one.
+fn written_bytes(path: &Path, model: &Model) -> u64 {
+    // A pipe or a device cannot be read again.
+    match pipeline::read(path) {
+        Ok(written) => pipeline::file_bytes(path, &written),
+        Err(_) => pipeline::encoded_bytes(model),
+    }
 }
 
 /// The largest resident set of this process so far.

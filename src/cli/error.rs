@@ -8,9 +8,9 @@ use crate::pipeline::PipelineError;
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CliError {
     #[error(transparent)]
-    Pipeline(#[from] PipelineError),
+    Pipeline(Box<PipelineError>),
     #[error(transparent)]
-    Data(#[from] DataError),
+    Data(Box<DataError>),
     #[error(transparent)]
     Write(#[from] WriteError),
     #[error("{0}")]
@@ -19,6 +19,18 @@ pub(super) enum CliError {
     Stdout(std::io::Error),
     #[error("this is a defect of vitq ({0}); please report it with the command and the model")]
     Defect(String),
+}
+
+impl From<PipelineError> for CliError {
+    fn from(e: PipelineError) -> Self {
+        CliError::Pipeline(Box::new(e))
+    }
+}
+
+impl From<DataError> for CliError {
+    fn from(e: DataError) -> Self {
+        CliError::Data(Box::new(e))
+    }
 }
 
 impl CliError {

@@ -37,14 +37,14 @@ pub(super) struct Args {
     preprocessing: Preprocessing,
 
     /// A model to compare with on the same data, usually the float one
-    #[arg(long, value_name = "FP32.onnx", value_hint = ValueHint::FilePath)]
+    #[arg(long, value_name = "FP32.onnx", value_hint = ValueHint::FilePath, help_heading = "Comparison")]
     reference: Option<PathBuf>,
 
     #[command(flatten)]
     threads: Threads,
 
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 

@@ -143,6 +143,7 @@ pub(super) struct Targeting {
 
 /// How many threads.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Execution")]
 pub(super) struct Threads {
     /// Worker threads; the result does not depend on them [default: all processors]
     #[arg(long, value_name = "N")]
@@ -188,7 +189,9 @@ pub(super) fn check_outputs(inputs: &[&Path], outputs: &[&Path]) -> Result<(), C
     for (i, output) in outputs.iter().enumerate() {
         let shown = output.display();
         if inputs.iter().any(|p| real(p) == real(output)) {
-            return Err(CliError::Refused(format!("{shown} is an input of this command and would be overwritten: give another output")));
+            return Err(CliError::Refused(format!(
+                "{shown} is an input of this command and would be overwritten: give another output"
+            )));
         }
         if outputs.iter().take(i).any(|p| real(p) == real(output)) {
             return Err(CliError::Refused(format!("{shown} is given for two outputs: give each its own file")));
@@ -200,12 +203,19 @@ pub(super) fn check_outputs(inputs: &[&Path], outputs: &[&Path]) -> Result<(), C
             Some(p) if !p.as_os_str().is_empty() => p,
             _ => Path::new("."),
         };
+        if !folder.is_dir() {
+            return Err(CliError::Refused(format!(
+                "cannot write {shown}: the folder {} does not exist; create it first",
+                folder.display()
+            )));
+        }
+        // A pipe or a device is written directly.
+        if output.exists() && !output.is_file() {
+            continue;
+        }
         // A file that can be made and removed there is the only reliable sign of a writable folder.
         tempfile::Builder::new().prefix(".vitq-").tempfile_in(folder).map_err(|source| {
-            CliError::Refused(format!(
-                "cannot write {shown}: {}; check that the folder exists, is writable and has room",
-                plain(&source)
-            ))
+            CliError::Refused(format!("cannot write {shown}: {}; check that the folder is writable and has room", plain(&source)))
         })?;
     }
     Ok(())

@@ -31,11 +31,11 @@ pub(super) struct Args {
     preprocessing: Preprocessing,
 
     /// quantized runs the model as it is; fp32 insists on a float model
-    #[arg(long, value_enum, default_value_t = Mode::Quantized)]
+    #[arg(long, value_enum, default_value_t = Mode::Quantized, help_heading = "Execution")]
     mode: Mode,
 
     /// How many classes to print for each input
-    #[arg(long, value_name = "K", default_value_t = 5)]
+    #[arg(long, value_name = "K", default_value_t = 5, help_heading = "Output")]
     top: usize,
 
     /// Write all outputs to an .npz instead of printing classes
@@ -105,7 +105,9 @@ fn save(path: &std::path::Path, all: &[SampleOutputs], terminal: &Terminal) -> R
     for (i, name) in names.into_iter().enumerate() {
         let rows: Vec<ArrayViewD<'_, f32>> = all.iter().filter_map(|s| s.outputs.get(i)).map(|(_, a)| a.view()).collect();
         let stacked = ndarray::stack(Axis(0), &rows);
-        let stacked = stacked.map_err(|_| CliError::Refused(format!("the output '{name}' has another shape for each sample: run them one by one")))?;
+        let stacked = stacked.map_err(|_| {
+            CliError::Refused(format!("the output '{name}' has another shape for each sample: run them one by one"))
+        })?;
         arrays.push((name, stacked));
     }
     let views: Vec<(&str, ArrayViewD<'_, f32>)> = arrays.iter().map(|(n, a)| (*n, a.view())).collect();

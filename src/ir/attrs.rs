@@ -43,6 +43,15 @@ pub struct Attr {
     pub value: AttrValue,
     /// The documentation string.
     pub doc: String,
+    /// The names that a file gives the tensors of the value, which mean nothing; empty when it names none.
+    pub tensor_names: Vec<Option<String>>,
+}
+
+impl Attr {
+    /// An attribute without documentation.
+    pub fn new(name: &str, value: AttrValue) -> Self {
+        Attr { name: name.to_owned(), value, doc: String::new(), tensor_names: Vec::new() }
+    }
 }
 
 /// The attributes of an operator, in the order of the file.
@@ -68,8 +77,11 @@ impl Attrs {
     /// Sets or replaces.
     pub fn set(&mut self, name: &str, value: AttrValue) {
         match self.0.iter_mut().find(|a| a.name == name) {
-            Some(a) => a.value = value,
-            None => self.0.push(Attr { name: name.to_owned(), value, doc: String::new() }),
+            Some(a) => {
+                a.value = value;
+                a.tensor_names.clear();
+            }
+            None => self.0.push(Attr::new(name, value)),
         }
     }
 
@@ -148,6 +160,6 @@ impl Attrs {
 
 impl FromIterator<(String, AttrValue)> for Attrs {
     fn from_iter<I: IntoIterator<Item = (String, AttrValue)>>(iter: I) -> Self {
-        Attrs(iter.into_iter().map(|(name, value)| Attr { name, value, doc: String::new() }).collect())
+        Attrs(iter.into_iter().map(|(name, value)| Attr::new(&name, value)).collect())
     }
 }

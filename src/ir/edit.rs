@@ -267,6 +267,12 @@ impl<'g> Edit<'g> {
         if let Some(info) = self.graph.infos.remove(&old) {
             self.graph.infos.insert(name.clone(), info);
         }
+        if let Some(info) = self.graph.output_infos.remove(&old) {
+            self.graph.output_infos.insert(name.clone(), info);
+        }
+        for (listed, _) in self.graph.listed_infos.iter_mut().filter(|(n, _)| *n == old) {
+            listed.clone_from(&name);
+        }
         self.put_name(value, name);
     }
 
@@ -300,12 +306,38 @@ impl<'g> Edit<'g> {
         self.set_info_of(name, info);
     }
 
-    /// Records the type of a value by name.
+    /// Records the type of a value by name; what a file said of it a second time is forgotten.
     pub fn set_info_of(&mut self, name: String, info: ValueInfo) {
-        if info.listed && !self.graph.infos.get(&name).is_some_and(|i| i.listed) {
-            self.graph.listed_infos.push(name.clone());
+        let listed = info.listed;
+        let old = self.graph.infos.insert(name.clone(), info);
+        if old.is_some() {
+            self.graph.output_infos.remove(&name);
+            self.graph.listed_infos.iter_mut().filter(|(n, _)| *n == name).for_each(|(_, own)| *own = None);
         }
-        self.graph.infos.insert(name, info);
+        if listed && !old.is_some_and(|i| i.listed) {
+            self.graph.listed_infos.push((name, None));
+        }
+    }
+
+    /// Records what a file's list of graph outputs says of a value. What its list of inputs says comes first.
+    pub fn describe_output(&mut self, name: String, info: ValueInfo) {
+        match self.graph.infos.get(&name) {
+            Some(first) if *first == info => {}
+            Some(_) => _ = self.graph.output_infos.insert(name, info),
+            None => self.set_info_of(name, info),
+        }
+    }
+
+    /// Records an entry of a file's `value_info`. What its lists of graph inputs and outputs say comes first.
+    pub fn describe_listed(&mut self, name: String, info: ValueInfo) {
+        let info = ValueInfo { listed: true, ..info };
+        match self.graph.infos.get(&name) {
+            Some(first) => {
+                let own = (ValueInfo { listed: true, ..first.clone() } != info).then_some(info);
+                self.graph.listed_infos.push((name, own));
+            }
+            None => self.set_info_of(name, info),
+        }
     }
 
     /// Forgets every recorded type but those of graph inputs and outputs.
@@ -314,6 +346,7 @@ impl<'g> Edit<'g> {
         let keep: Vec<String> =
             inputs.chain(self.graph.outputs.iter().copied()).map(|v| self.graph.value_name(v).to_owned()).collect();
         self.graph.infos.retain(|name, _| keep.contains(name));
+        self.graph.output_infos.retain(|name, _| keep.contains(name));
         self.graph.listed_infos.clear();
     }
 
@@ -329,6 +362,7 @@ impl<'g> Edit<'g> {
                 if self.graph.by_name.get(name) == Some(&Value { node: id, port }) {
                     self.graph.by_name.remove(name);
                     self.graph.infos.remove(name);
+                    self.graph.output_infos.remove(name);
                 }
             }
         }
@@ -350,7 +384,8 @@ impl<'g> Edit<'g> {
         }
         let by_name = &self.graph.by_name;
         self.graph.infos.retain(|name, _| by_name.contains_key(name));
-        self.graph.listed_infos.retain(|name| by_name.contains_key(name));
+        self.graph.output_infos.retain(|name, _| by_name.contains_key(name));
+        self.graph.listed_infos.retain(|(name, _)| by_name.contains_key(name));
     }
 
     /// Ends the change: sweeps and verifies.

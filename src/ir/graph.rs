@@ -99,8 +99,11 @@ pub struct Graph {
     pub metadata: Vec<(String, String)>,
     /// Encoded `TensorAnnotation`s, carried through.
     pub quantization_annotations: Vec<Bytes>,
-    /// Names of values that `value_info` listed, in the file's order.
-    pub(super) listed_infos: Vec<String>,
+    /// Names that `value_info` listed, in the file's order; with what it says of a value that a graph input or output already
+    /// described otherwise.
+    pub(super) listed_infos: Vec<(String, Option<ValueInfo>)>,
+    /// What the list of graph outputs says of a value that the list of graph inputs described otherwise.
+    pub(super) output_infos: BTreeMap<String, ValueInfo>,
 }
 
 impl Graph {
@@ -259,9 +262,21 @@ impl Graph {
         self.infos.get(name)
     }
 
-    /// The names that the file's `value_info` listed, in its order, as far as their values still exist.
+    /// The names that the file's `value_info` lists, in its order.
     pub fn listed_infos(&self) -> impl Iterator<Item = &str> {
-        self.listed_infos.iter().map(String::as_str).filter(|n| self.by_name.contains_key(*n))
+        self.listed().map(|(name, _)| name)
+    }
+
+    /// The entries of the file's `value_info`, in its order. Where the graph's inputs or outputs describe the same value
+    /// otherwise, [`info_of`](Graph::info_of) has what those say.
+    pub fn listed(&self) -> impl Iterator<Item = (&str, &ValueInfo)> {
+        self.listed_infos.iter().filter_map(|(name, own)| Some((name.as_str(), own.as_ref().or_else(|| self.infos.get(name))?)))
+    }
+
+    /// What the list of graph outputs says of a value; [`info`](Graph::info) has what the list of inputs says, when the value
+    /// is in both.
+    pub fn output_info(&self, value: Value) -> Option<&ValueInfo> {
+        self.output_infos.get(self.value_name(value)).or_else(|| self.info(value))
     }
 
     /// A node for messages: its name, or its first output when it has none, with the operator type.
@@ -278,21 +293,32 @@ impl Graph {
 }
 
 impl PartialEq for Graph {
-    /// Structural equality: the same nodes in the same order with the same inputs by value name.
+    /// Everything that a file says: the same nodes in the same order with the same inputs by value name, the same
+    /// descriptions. Indices, and the order of `value_info`, say nothing.
     fn eq(&self, other: &Self) -> bool {
         let rows = |g: &Graph| -> Vec<(Node, Vec<Option<String>>)> {
             g.node_ids()
                 .into_iter()
                 .map(|id| {
-                    let ins = g.inputs_of(id).into_iter().map(|v| v.map(|v| g.value_name(v).to_owned())).collect();
-                    (Node { ord: 0, ..g.net[id].clone() }, ins)
+                    let reads = g.inputs_of(id).into_iter().chain(g.captures_of(id).into_iter().map(Some));
+                    (Node { ord: 0, ..g.net[id].clone() }, reads.map(|v| v.map(|v| g.value_name(v).to_owned())).collect())
                 })
                 .collect()
         };
+        fn listed(g: &Graph) -> Vec<(&str, &ValueInfo)> {
+            let mut rows: Vec<_> = g.listed().collect();
+            rows.sort_by_key(|(name, _)| *name);
+            rows
+        }
         let ends = |g: &Graph| -> Vec<String> {
             let inputs = g.inputs.iter().map(|&id| g.value_name(Value { node: id, port: 0 }).to_owned());
             inputs.chain(g.outputs.iter().map(|&v| g.value_name(v).to_owned())).collect()
         };
-        self.name == other.name && self.infos == other.infos && ends(self) == ends(other) && rows(self) == rows(other)
+        (&self.name, &self.doc, &self.metadata) == (&other.name, &other.doc, &other.metadata)
+            && self.quantization_annotations == other.quantization_annotations
+            && (&self.infos, &self.output_infos) == (&other.infos, &other.output_infos)
+            && listed(self) == listed(other)
+            && ends(self) == ends(other)
+            && rows(self) == rows(other)
     }
 }

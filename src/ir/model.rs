@@ -34,6 +34,8 @@ pub struct Header {
     pub doc: String,
     /// Key-value metadata.
     pub metadata: Vec<(String, String)>,
+    /// Whether the file writes out the empty name of the default domain in its operator sets; it means the same either way.
+    pub spells_default_domain: bool,
     /// Encoded `ModelProto` fields that no pass reads (training information, device configurations).
     pub extra: Bytes,
 }

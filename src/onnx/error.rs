@@ -65,6 +65,17 @@ pub enum OnnxError {
     /// The model does not fit one protobuf file.
     #[error("the model takes {0} bytes, and an ONNX file holds less than 2 GiB: write it with --external-data")]
     TooLarge(usize),
+    /// The model does not fit one protobuf file even with its initialisers outside.
+    #[error(
+        "the model takes {size} bytes beside its initialisers, and an ONNX file holds at most {limit}: tensors in attributes, \
+         nested graphs and typed fields stay in the file; store them as raw initialisers"
+    )]
+    TooLargeWithoutTensors {
+        /// Bytes of the model file.
+        size: usize,
+        /// The most it may have.
+        limit: usize,
+    },
     /// A file cannot be written.
     #[error(transparent)]
     Write(#[from] WriteError),

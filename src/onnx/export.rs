@@ -12,7 +12,7 @@ pub fn to_proto(m: &Model) -> ModelProto {
     let extra = ModelProto::decode(m.header.extra.clone()).unwrap_or_default();
     ModelProto {
         ir_version: m.header.ir_version,
-        opset_import: export_opsets(&m.opsets),
+        opset_import: export_opsets(&m.opsets, m.header.spells_default_domain),
         producer_name: m.header.producer_name.clone(),
         producer_version: m.header.producer_version.clone(),
         domain: m.header.domain.clone(),
@@ -25,8 +25,9 @@ pub fn to_proto(m: &Model) -> ModelProto {
     }
 }
 
-fn export_opsets(list: &[OpsetImport]) -> Vec<OperatorSetIdProto> {
-    list.iter().map(|o| OperatorSetIdProto { domain: o.domain.clone(), version: o.version }).collect()
+fn export_opsets(list: &[OpsetImport], spell_default: bool) -> Vec<OperatorSetIdProto> {
+    let domain = |o: &OpsetImport| (spell_default || !o.domain.is_empty()).then(|| o.domain.clone());
+    list.iter().map(|o| OperatorSetIdProto { domain: domain(o), version: o.version }).collect()
 }
 
 fn export_function(f: &Function) -> FunctionProto {
@@ -39,7 +40,7 @@ fn export_function(f: &Function) -> FunctionProto {
         attribute_proto: attr::export(&f.attribute_defaults),
         node: g.node,
         doc_string: f.doc.clone(),
-        opset_import: export_opsets(&f.opsets),
+        opset_import: export_opsets(&f.opsets, true),
         domain: f.id.domain.clone(),
         overload: f.id.overload.clone(),
         value_info: g.value_info,
@@ -61,13 +62,13 @@ fn export_graph(g: &Graph) -> GraphProto {
     };
     let info = |v: Value| types::export_info(g.value_name(v), g.info(v));
     p.input = g.inputs().iter().map(|&id| info(Value { node: id, port: 0 })).collect();
-    p.output = g.outputs().iter().map(|&v| info(v)).collect();
-    p.value_info = g.listed_infos().map(|name| types::export_info(name, g.info_of(name))).collect();
+    p.output = g.outputs().iter().map(|&v| types::export_info(g.value_name(v), g.output_info(v))).collect();
+    p.value_info = g.listed().map(|(name, info)| types::export_info(name, Some(info))).collect();
     for id in g.topo() {
         let Some(node) = g.get(id) else { continue };
         match &node.kind {
             NodeKind::Input => {}
-            NodeKind::Init(t) => p.initializer.push(tensor::export(g.value_name(Value { node: id, port: 0 }), t)),
+            NodeKind::Init(t) => p.initializer.push(tensor::export(Some(g.value_name(Value { node: id, port: 0 })), t)),
             NodeKind::SparseInit(bytes) => p.sparse_initializer.extend(SparseTensorProto::decode(bytes.clone())),
             NodeKind::Op(_) => p.node.extend(export_node(g, id)),
         }

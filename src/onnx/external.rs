@@ -7,7 +7,8 @@ use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::OnnxError;
+use super::proto::{AttributeProto, GraphProto, SparseTensorProto, TensorProto, tensor_proto::DataLocation};
+use super::{OnnxError, types};
 
 /// Where external tensor data comes from.
 pub trait DataFiles {
@@ -98,4 +99,32 @@ pub(super) fn slice(tensor: &str, entries: &[(String, String)], files: &dyn Data
             all.len()
         ))),
     }
+}
+
+/// Brings the external data of everything in a nested graph inside.
+pub(super) fn embed_graph(g: &mut GraphProto, files: &dyn DataFiles) -> Result<(), OnnxError> {
+    g.initializer.iter_mut().try_for_each(|t| embed(t, files))?;
+    g.sparse_initializer.iter_mut().try_for_each(|s| embed_sparse(s, files))?;
+    g.node.iter_mut().flat_map(|n| &mut n.attribute).try_for_each(|a| embed_attribute(a, files))
+}
+
+/// Brings the external data of an attribute inside, nested graphs included.
+pub(super) fn embed_attribute(a: &mut AttributeProto, files: &dyn DataFiles) -> Result<(), OnnxError> {
+    a.t.iter_mut().chain(&mut a.tensors).try_for_each(|t| embed(t, files))?;
+    a.sparse_tensor.iter_mut().chain(&mut a.sparse_tensors).try_for_each(|s| embed_sparse(s, files))?;
+    a.g.iter_mut().chain(&mut a.graphs).try_for_each(|g| embed_graph(g, files))
+}
+
+/// Brings the external data of a sparse tensor inside.
+pub(super) fn embed_sparse(s: &mut SparseTensorProto, files: &dyn DataFiles) -> Result<(), OnnxError> {
+    s.values.iter_mut().chain(&mut s.indices).try_for_each(|t| embed(t, files))
+}
+
+fn embed(t: &mut TensorProto, files: &dyn DataFiles) -> Result<(), OnnxError> {
+    if t.data_location == DataLocation::External as i32 {
+        let entries = types::import_entries(std::mem::take(&mut t.external_data));
+        t.raw_data = Some(slice(t.name.as_deref().unwrap_or_default(), &entries, files)?);
+        t.data_location = DataLocation::Default as i32;
+    }
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! Model files on disk.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -48,32 +49,41 @@ pub fn encode(model: &Model) -> Result<Vec<u8>, OnnxError> {
     if size > PROTOBUF_LIMIT { Err(OnnxError::TooLarge(size)) } else { Ok(proto.encode_to_vec()) }
 }
 
-/// Writes a model file, and `PATH.data` beside it where tensors go outside. Files appear whole or not at all.
+/// Writes a model file, and `PATH.data` beside it where tensors go outside. Each file appears whole or not at all.
 ///
 /// # Errors
-/// When a file cannot be written.
+/// When a file cannot be written, or the model passes protobuf's limit even with its initialisers outside.
 pub fn write(model: &Model, path: &Path, external: ExternalData) -> Result<(), OnnxError> {
+    write_within(model, path, external, PROTOBUF_LIMIT)
+}
+
+/// [`write`] with another limit on the model file's bytes.
+pub(super) fn write_within(model: &Model, path: &Path, external: ExternalData, limit: usize) -> Result<(), OnnxError> {
     let mut proto = export::to_proto(model);
-    if external == ExternalData::Always || proto.encoded_len() > PROTOBUF_LIMIT {
-        let location = data_path(path);
+    let location = data_path(path);
+    let mut chunks = Vec::new();
+    if external == ExternalData::Always || proto.encoded_len() > limit {
         let name = location.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let chunks = move_outside(&mut proto, &name);
-        write_atomic(&location, |w| {
-            let mut at = 0usize;
-            for (offset, bytes) in &chunks {
-                w.write_all(&vec![0u8; offset - at])?;
-                w.write_all(bytes)?;
-                at = offset + bytes.len();
-            }
-            Ok(())
-        })?;
+        chunks = move_outside(&mut proto, &name);
     }
     let size = proto.encoded_len();
-    if size > PROTOBUF_LIMIT {
-        return Err(OnnxError::TooLarge(size));
+    if size > limit {
+        return Err(OnnxError::TooLargeWithoutTensors { size, limit });
     }
-    let bytes = proto.encode_to_vec();
-    write_atomic(path, |w| w.write_all(&bytes))?;
+    if !chunks.is_empty() {
+        write_atomic(&location, |w| write_chunks(w, &chunks))?;
+    }
+    write_atomic(path, |w| w.write_all(&proto.encode_to_vec()))?;
+    Ok(())
+}
+
+fn write_chunks(w: &mut dyn Write, chunks: &[(usize, Bytes)]) -> std::io::Result<()> {
+    let mut at = 0usize;
+    for (offset, bytes) in chunks {
+        w.write_all(&vec![0u8; offset - at])?;
+        w.write_all(bytes)?;
+        at = offset + bytes.len();
+    }
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use prost::Message;
 
-use super::external::DataFiles;
+use super::external::{self, DataFiles};
 use super::proto::{FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, ValueInfoProto};
 use super::{OnnxError, attr, tensor, types};
 use crate::ir::{Edit, Function, Graph, Header, Model, NodeId, NodeKind, Op, OpName, OpsetImport, Value};
@@ -22,9 +22,15 @@ pub fn from_proto(mut p: ModelProto, files: &dyn DataFiles) -> Result<Model, Onn
     }
     let graph = p.graph.take().ok_or(OnnxError::NoGraph)?;
     let functions = std::mem::take(&mut p.functions).into_iter().map(|f| import_function(f, files)).collect::<Result<_, _>>()?;
+    for info in &mut p.training_info {
+        for g in info.initialization.iter_mut().chain(&mut info.algorithm) {
+            external::embed_graph(g, files)?;
+        }
+    }
     let extra = ModelProto { training_info: p.training_info, configuration: p.configuration, ..ModelProto::default() };
+    let spells_default_domain = p.opset_import.iter().any(|o| o.domain.as_deref() == Some(""));
     Ok(Model {
-        graph: import_graph(graph, files)?,
+        graph: import_graph(graph, files, Ends::Described)?,
         opsets: import_opsets(p.opset_import),
         functions,
         header: Header {
@@ -35,13 +41,14 @@ pub fn from_proto(mut p: ModelProto, files: &dyn DataFiles) -> Result<Model, Onn
             model_version: p.model_version,
             doc: p.doc_string,
             metadata: types::import_entries(p.metadata_props),
+            spells_default_domain,
             extra: extra.encode_to_vec().into(),
         },
     })
 }
 
 fn import_opsets(list: Vec<OperatorSetIdProto>) -> Vec<OpsetImport> {
-    list.into_iter().map(|o| OpsetImport { domain: o.domain, version: o.version }).collect()
+    list.into_iter().map(|o| OpsetImport { domain: o.domain.unwrap_or_default(), version: o.version }).collect()
 }
 
 fn import_function(f: FunctionProto, files: &dyn DataFiles) -> Result<Function, OnnxError> {
@@ -60,14 +67,23 @@ fn import_function(f: FunctionProto, files: &dyn DataFiles) -> Result<Function, 
         attributes: f.attribute,
         attribute_defaults: attr::import(f.attribute_proto, &place, files)?,
         opsets: import_opsets(f.opset_import),
-        body: import_graph(body, files)?,
+        body: import_graph(body, files, Ends::Named)?,
         doc: f.doc_string,
         metadata: types::import_entries(f.metadata_props),
     })
 }
 
+/// What a file says of a graph's inputs and outputs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    /// Types and documentation, in their own lists.
+    Described,
+    /// Names alone: what else is known of a function's parameters is in `value_info`.
+    Named,
+}
+
 /// Imports one graph.
-fn import_graph(g: GraphProto, files: &dyn DataFiles) -> Result<Graph, OnnxError> {
+fn import_graph(g: GraphProto, files: &dyn DataFiles, ends: Ends) -> Result<Graph, OnnxError> {
     let mut graph = Graph::default();
     graph.name = g.name;
     graph.doc = g.doc_string;
@@ -75,23 +91,26 @@ fn import_graph(g: GraphProto, files: &dyn DataFiles) -> Result<Graph, OnnxError
     graph.quantization_annotations = g.quantization_annotation.iter().map(|a| a.encode_to_vec().into()).collect();
     let mut importer = Importer { edit: Edit::new(&mut graph), ord: 0, values: HashMap::new(), files };
     // Initialisers keep their own order, graph inputs theirs: an initialiser that is also an input is one node.
-    let defaults: std::collections::HashSet<String> = g.initializer.iter().map(|t| t.name.clone()).collect();
+    let defaults: std::collections::HashSet<String> = g.initializer.iter().filter_map(|t| t.name.clone()).collect();
     let mut input_names = Vec::with_capacity(g.input.len());
     for v in g.input {
         let (name, info) = types::import_info(v, false);
         if !defaults.contains(&name) {
             importer.define(NodeKind::Input, vec![name.clone()])?;
         }
-        importer.edit.set_info_of(name.clone(), info);
+        if ends == Ends::Described {
+            importer.edit.set_info_of(name.clone(), info);
+        }
         input_names.push(name);
     }
     for t in g.initializer {
-        let name = t.name.clone();
+        let name = t.name.clone().unwrap_or_default();
         let tensor = tensor::import(t, files)?;
         importer.define(NodeKind::Init(tensor), vec![name])?;
     }
-    for s in g.sparse_initializer {
-        let name = s.values.as_ref().map(|t| t.name.clone()).unwrap_or_default();
+    for mut s in g.sparse_initializer {
+        external::embed_sparse(&mut s, files)?;
+        let name = s.values.as_ref().and_then(|t| t.name.clone()).unwrap_or_default();
         importer.define(NodeKind::SparseInit(s.encode_to_vec().into()), vec![name])?;
     }
     for name in &input_names {
@@ -103,15 +122,13 @@ fn import_graph(g: GraphProto, files: &dyn DataFiles) -> Result<Graph, OnnxError
         let (name, info) = types::import_info(v, false);
         let value = importer.resolve(&name, || format!("graph output '{name}'"))?;
         importer.edit.push_graph_output(value);
-        if importer.edit.info_of(&name).is_none() || info.ty.is_some() {
-            importer.edit.set_info_of(name, info);
+        if ends == Ends::Described {
+            importer.edit.describe_output(name, info);
         }
     }
     for v in g.value_info {
         let (name, info) = types::import_info(v, true);
-        if importer.edit.info_of(&name).is_none() {
-            importer.edit.set_info_of(name, info);
-        }
+        importer.edit.describe_listed(name, info);
     }
     importer.edit.finish()?;
     Ok(graph)

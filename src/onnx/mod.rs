@@ -9,6 +9,9 @@ mod import;
 mod tensor;
 mod types;
 
+#[cfg(test)]
+mod tests;
+
 /// The messages of `proto/onnx.proto3`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 pub mod proto {

@@ -9,16 +9,16 @@ use super::proto::{
 use crate::ir::{DType, Dim, TensorType, Type, ValueInfo};
 
 pub(super) fn import_entries(entries: Vec<StringStringEntryProto>) -> Vec<(String, String)> {
-    entries.into_iter().map(|e| (e.key, e.value)).collect()
+    entries.into_iter().map(|e| (e.key.unwrap_or_default(), e.value.unwrap_or_default())).collect()
 }
 
 pub(super) fn export_entries(entries: &[(String, String)]) -> Vec<StringStringEntryProto> {
-    entries.iter().map(|(key, value)| StringStringEntryProto { key: key.clone(), value: value.clone() }).collect()
+    entries.iter().map(|(key, value)| StringStringEntryProto { key: Some(key.clone()), value: Some(value.clone()) }).collect()
 }
 
 pub(super) fn import_info(v: ValueInfoProto, listed: bool) -> (String, ValueInfo) {
-    let info = ValueInfo { ty: v.r#type.map(import_type), doc: v.doc_string, metadata: import_entries(v.metadata_props), listed };
-    (v.name, info)
+    let (ty, metadata) = (v.r#type.map(import_type), import_entries(v.metadata_props));
+    (v.name, ValueInfo { ty, doc: v.doc_string, metadata, listed })
 }
 
 pub(super) fn export_info(name: &str, info: Option<&ValueInfo>) -> ValueInfoProto {
@@ -32,25 +32,25 @@ pub(super) fn export_info(name: &str, info: Option<&ValueInfo>) -> ValueInfoProt
 }
 
 fn import_type(t: TypeProto) -> Type {
-    if let Some(type_proto::Value::TensorType(tensor)) = &t.value {
-        if let Some(dtype) = DType::from_onnx(tensor.elem_type) {
-            let dims = tensor.shape.as_ref().map(|s| s.dim.as_slice());
-            let shape = dims.map(|dims| {
-                dims.iter()
-                    .map(|d| match &d.value {
-                        Some(DimValue::DimValue(v)) => Dim::Value(*v),
-                        Some(DimValue::DimParam(p)) => Dim::Param(p.clone()),
-                        None => Dim::Unknown,
-                    })
-                    .collect()
-            });
-            let mut denotations = vec![t.denotation.clone()];
-            denotations.extend(dims.unwrap_or_default().iter().map(|d| d.denotation.clone()));
-            if denotations.iter().all(String::is_empty) {
-                denotations.clear();
-            }
-            return Type::Tensor(TensorType { dtype, shape, denotations });
+    if let Some(type_proto::Value::TensorType(tensor)) = &t.value
+        && let Some(dtype) = DType::from_onnx(tensor.elem_type)
+    {
+        let dims = tensor.shape.as_ref().map(|s| s.dim.as_slice());
+        let shape = dims.map(|dims| {
+            dims.iter()
+                .map(|d| match &d.value {
+                    Some(DimValue::DimValue(v)) => Dim::Value(*v),
+                    Some(DimValue::DimParam(p)) => Dim::Param(p.clone()),
+                    None => Dim::Unknown,
+                })
+                .collect()
+        });
+        let mut denotations = vec![t.denotation.clone()];
+        denotations.extend(dims.unwrap_or_default().iter().map(|d| d.denotation.clone()));
+        if denotations.iter().all(String::is_empty) {
+            denotations.clear();
         }
+        return Type::Tensor(TensorType { dtype, shape, denotations });
     }
     Type::Other(t.encode_to_vec().into())
 }

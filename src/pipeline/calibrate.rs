@@ -3,8 +3,8 @@
 use ndarray::ArrayD;
 
 use super::{PipelineError, Samples, Source};
-use crate::calib::run::{Failure, Named, OnValue};
-use crate::calib::{self, Forward, ForwardSession, Progress, Stats};
+use crate::calib::run::{Named, OnValue};
+use crate::calib::{self, Progress, Stats};
 use crate::config::Config;
 use crate::quant;
 use crate::runtime::tract::{Engine, EngineOptions, Session};
@@ -44,24 +44,7 @@ pub fn calibrate(
             ),
         });
     }
-    Ok(calib::calibrate(&Executor(engine), &taps, samples, source.digest, threads, progress)?)
-}
-
-/// The executor as calibration sees it.
-struct Executor<'e>(&'e Engine);
-
-impl Forward for Executor<'_> {
-    fn session(&self) -> Result<Box<dyn ForwardSession + '_>, Failure> {
-        Ok(Box::new(Worker(self.0.session()?)))
-    }
-}
-
-struct Worker<'e>(Session<'e>);
-
-impl ForwardSession for Worker<'_> {
-    fn run(&mut self, inputs: &[(String, ArrayD<f32>)], on_value: &mut OnValue<'_>) -> Result<Vec<ArrayD<f32>>, Failure> {
-        Ok(feed(&mut self.0, inputs, on_value)?.into_iter().map(|(_, a)| a).collect())
-    }
+    Ok(calib::calibrate(engine, &taps, samples, source.digest, threads, progress)?)
 }
 
 /// Runs a session on owned arrays.

@@ -61,7 +61,9 @@ pub enum PipelineError {
         what: String,
     },
     /// A label that the model has no class for.
-    #[error("the sample {sample} has label {label}, but the model has {classes} classes: check the labels (they count from 0) and that the data belong to the model")]
+    #[error(
+        "the sample {sample} has label {label}, but the model has {classes} classes: check the labels (they count from 0) and that the data belong to the model"
+    )]
     Label {
         /// The sample.
         sample: String,
@@ -71,7 +73,9 @@ pub enum PipelineError {
         classes: usize,
     },
     /// Two models whose outputs cannot be compared.
-    #[error("the model's first output has {found} values a sample, and the reference's has {expected}: give the float model that this one was compiled from")]
+    #[error(
+        "the model's first output has {found} values a sample, and the reference's has {expected}: give the float model that this one was compiled from"
+    )]
     Reference {
         /// The model's.
         found: usize,

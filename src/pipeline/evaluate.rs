@@ -138,7 +138,12 @@ fn run_group<'e>(
 ///
 /// # Errors
 /// The first failure by sample order.
-pub fn forward(engine: &Engine, samples: &Samples, threads: usize, progress: &dyn Progress) -> Result<Vec<SampleOutputs>, PipelineError> {
+pub fn forward(
+    engine: &Engine,
+    samples: &Samples,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Vec<SampleOutputs>, PipelineError> {
     let split = |group: &Group, out: Vec<Named>| {
         let out = out.into_iter().next().unwrap_or_default();
         let one = |(i, sample): (usize, &String)| SampleOutputs {

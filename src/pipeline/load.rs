@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use prost::Message;
 use sha2::{Digest as _, Sha256};
 
-use super::PipelineError;
+use super::{PipelineError, is_quantised};
 use crate::calib::Digest;
 use crate::canon::{self, CanonReport};
 use crate::ir::{Model, NodeKind, Stored, Tensor};
@@ -67,10 +67,11 @@ impl Source {
         Err(PipelineError::NoBlocks {
             path: self.path.clone(),
             ops: histogram_line(&self.ops),
-            nearest: nearest.map_or_else(
-                || "Nothing in it resembles a block.".to_owned(),
-                |n| format!("The nearest thing to a block: {n}."),
-            ),
+            nearest: match nearest {
+                _ if is_quantised(&self.model) => "It is quantised already.".to_owned(),
+                Some(n) => format!("The nearest thing to a block: {n}."),
+                None => "Nothing in it resembles a block.".to_owned(),
+            },
         })
     }
 
@@ -120,6 +121,11 @@ pub fn file_bytes(path: &Path, model: &Model) -> u64 {
     files.sort_unstable();
     files.dedup();
     size(path) + files.into_iter().map(|f| size(&folder.join(f))).sum::<u64>()
+}
+
+/// Bytes of a model as one file.
+pub fn encoded_bytes(model: &Model) -> u64 {
+    onnx::to_proto(model).encoded_len() as u64
 }
 
 fn location(model: &Model, id: crate::ir::NodeId) -> Option<&str> {

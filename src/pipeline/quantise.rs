@@ -62,10 +62,10 @@ pub fn fix_batch(path: &Path, model: &mut Model, batch: usize) -> Result<(), Pip
     let mut edit = Edit::new(&mut model.graph);
     for value in values {
         let Some(mut info) = edit.info(value).cloned() else { continue };
-        if let Some(Type::Tensor(t)) = &mut info.ty {
-            if let Some(first) = t.shape.as_mut().and_then(|s| s.first_mut()) {
-                *first = size.clone();
-            }
+        if let Some(Type::Tensor(t)) = &mut info.ty
+            && let Some(first) = t.shape.as_mut().and_then(|s| s.first_mut())
+        {
+            *first = size.clone();
         }
         edit.set_info(value, info);
     }
@@ -106,10 +106,8 @@ pub fn violations(source: &Source, config: &Config, plan: &QuantPlan) -> Vec<Str
 /// When the file cannot be read or is no plan.
 pub fn read_plan(path: &Path) -> Result<QuantPlan, PipelineError> {
     let bytes = std::fs::read(path).map_err(|source| PipelineError::File { path: path.to_owned(), source })?;
-    let text = String::from_utf8(bytes).map_err(|_| crate::quant::PlanError::Parse {
-        place: path.display().to_string(),
-        what: "it is not text".to_owned(),
-    })?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| crate::quant::PlanError::Parse { place: path.display().to_string(), what: "it is not text".to_owned() })?;
     Ok(QuantPlan::from_text(&text, &path.display().to_string())?)
 }
 

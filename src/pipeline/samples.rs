@@ -59,10 +59,16 @@ impl Feed {
             let Some([first, rest @ ..]) = shape else {
                 return Err(fail(format!("the input '{name}' has no shape with a batch axis: export the model with one")));
             };
-            if let Some(n) = first.value() {
-                if batch.replace(n).is_some_and(|b| b != n) || n == 0 {
-                    return Err(fail(format!("the input '{name}' has the batch {n}, unlike another input: export the model with one batch axis")));
+            match first.value() {
+                Some(0) => {
+                    return Err(fail(format!("the input '{name}' takes batches of 0: export the model with an open batch")));
                 }
+                Some(n) if batch.replace(n).is_some_and(|b| b != n) => {
+                    return Err(fail(format!(
+                        "the input '{name}' takes batches of {n}, unlike another input: export the model with one batch axis"
+                    )));
+                }
+                _ => {}
             }
             inputs.push(InputSpec { name, shape: rest.iter().map(Dim::value).collect() });
         }
@@ -93,16 +99,24 @@ impl Feed {
     /// The image that the model takes, or why it takes none; an error when the user's word contradicts the model.
     fn find_image(&self) -> Result<Result<(usize, Channels), String>, String> {
         let [input] = self.inputs.as_slice() else {
-            return Ok(Err(format!("it has {} inputs, and an image is one: give an .npz with an array for each", self.inputs.len())));
+            return Ok(Err(format!(
+                "it has {} inputs, and an image is one: give an .npz with an array for each",
+                self.inputs.len()
+            )));
         };
         let name = &input.name;
         let [channels, height, width] = input.shape[..] else {
-            return Ok(Err(format!("its input '{name}' has {} axes, not [batch, channels, height, width]: give an .npy or .npz", input.shape.len() + 1)));
+            return Ok(Err(format!(
+                "its input '{name}' has {} axes, not [batch, channels, height, width]: give an .npy or .npz",
+                input.shape.len() + 1
+            )));
         };
         let asked = self.options.input_size;
         let size = match (height, width, asked) {
             (Some(h), Some(w), _) if h != w => {
-                return Ok(Err(format!("its input '{name}' takes {w} × {h} pixels, and the preprocessing makes squares: give an .npy or .npz")));
+                return Ok(Err(format!(
+                    "its input '{name}' takes {w} × {h} pixels, and the preprocessing makes squares: give an .npy or .npz"
+                )));
             }
             (Some(n), _, Some(asked)) | (_, Some(n), Some(asked)) if n != asked => {
                 return Err(format!(
@@ -111,7 +125,9 @@ impl Feed {
             }
             (Some(n), ..) | (_, Some(n), _) | (None, None, Some(n)) => n,
             (None, None, None) => {
-                return Ok(Err(format!("its input '{name}' leaves height and width open: give the side of the image with --input-size")));
+                return Ok(Err(format!(
+                    "its input '{name}' leaves height and width open: give the side of the image with --input-size"
+                )));
             }
         };
         // Exporters that leave every axis open still mean colour.
@@ -143,13 +159,20 @@ impl Feed {
             return Ok(());
         }
         let show = |f: &Feed| {
-            let dims = |i: &InputSpec| i.shape.iter().map(|d| d.map_or("?".to_owned(), |d| d.to_string())).collect::<Vec<_>>().join(", ");
+            let dims = |i: &InputSpec| {
+                i.shape.iter().map(|d| d.map_or("?".to_owned(), |d| d.to_string())).collect::<Vec<_>>().join(", ")
+            };
             let list: Vec<String> = f.inputs.iter().map(|i| format!("'{}' [{}, {}]", i.name, f.batch, dims(i))).collect();
             list.join(" and ")
         };
         Err(PipelineError::Input {
             path: self.path.clone(),
-            what: format!("it takes {}, and {} takes {}: two models are compared on the same input", show(self), other.path.display(), show(other)),
+            what: format!(
+                "it takes {}, and {} takes {}: two models are compared on the same input",
+                show(self),
+                other.path.display(),
+                show(other)
+            ),
         })
     }
 
@@ -174,7 +197,10 @@ impl Feed {
         let mut preprocess = None;
         if let (Some(name), false) = (&self.options.preprocess, is_array(path)) {
             let Some((size, _)) = self.image else {
-                return Err(PipelineError::Input { path: self.path.clone(), what: format!("the model takes no images: {}", self.no_image) });
+                return Err(PipelineError::Input {
+                    path: self.path.clone(),
+                    what: format!("the model takes no images: {}", self.no_image),
+                });
             };
             let mut p = Preprocess::preset(name, size)?;
             if let Some(crop) = self.options.crop_pct {

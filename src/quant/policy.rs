@@ -158,12 +158,13 @@ fn activation(
     } else if cfg.method == Method::Ptf && target.has_custom_ops() {
         ptf_scheme(seen, cfg, codes).map_err(failed)?
     } else {
-        if cfg.calibration_mode == CalibrationMode::ChannelWise && cfg.is_given(Key::CalibrationMode) {
+        // The entry `patch_embed` speaks of the convolution's weights; its output shares the name and the width.
+        let of_weights = site.site == Site::PatchEmbed;
+        if cfg.calibration_mode == CalibrationMode::ChannelWise && cfg.is_given(Key::CalibrationMode) && !of_weights {
             notes.push("one scale for the tensor, not one a channel: the operator after it adds its channels up".to_owned());
         }
         let range = range(seen, cfg).map_err(failed)?;
-        // A convolution's output shares its weights' name, not their built-in symmetry.
-        let symmetric = cfg.symmetric && (site.site != Site::PatchEmbed || cfg.is_given(Key::Symmetric));
+        let symmetric = cfg.symmetric && !of_weights;
         affine_scheme(range, codes, symmetric)
     };
     let note = (!notes.is_empty()).then(|| notes.join("; "));

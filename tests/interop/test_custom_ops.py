@@ -1,5 +1,5 @@
-"""The custom ops of `ai.vitq`: the Rust kernel, the function body in onnxruntime and in onnx's ReferenceEvaluator give the
-same bits, and those bits are what float64 says.
+"""The custom ops of `ai.vitq`: the Rust kernel, the function body in onnxruntime and in onnx's ReferenceEvaluator, and the op
+in tract (through `vitq run`) give the same bits, and those bits are what float64 says.
 
 Constants come from the Rust builders through `examples/kernel.rs params`, so that nothing is implemented twice. The example's
 binary is taken from VITQ_KERNEL, or built with cargo. `pytest -s` prints the accuracy of every op in codes.
@@ -19,6 +19,8 @@ import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+import interop
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FUNCTIONS = ROOT / "src" / "lower" / "functions"
 MILLION = 1_000_000
@@ -27,7 +29,7 @@ I8, U8, I16, U16 = np.int8, np.uint8, np.int16, np.uint16
 
 
 @pytest.fixture(scope="session")
-def binary():
+def kernel_binary():
     path = os.environ.get("VITQ_KERNEL")
     if path is None:
         subprocess.run(["cargo", "build", "--quiet", "--example", "kernel"], cwd=ROOT, check=True)
@@ -37,19 +39,47 @@ def binary():
 
 
 @pytest.fixture
-def kernel(binary, tmp_path):
-    """Calls the Rust example: kernel(op, inputs) or kernel(op, parameters, params=True)."""
+def kernel(kernel_binary, binary, tmp_path):
+    """Calls the Rust example: kernel(op, inputs) or kernel(op, parameters, params=True); kernel.tract(model, codes) runs a
+    one-node model by `vitq run`."""
+
+    def tract(proto, data):
+        path, source, result = tmp_path / "model.onnx", tmp_path / "codes.npz", tmp_path / "run.npz"
+        onnx.save(float_front(proto, data), path)
+        np.savez(source, codes=data[None].astype(np.float32))
+        interop.run_vitq(binary, "run", path, "--input", source, "-o", result)
+        with np.load(result) as arrays_out:
+            (array,) = arrays_out.values()
+        return array[0]
 
     def call(op, arrays, params=False):
         source, result = tmp_path / "in.npz", tmp_path / "out.npz"
         np.savez(source, **arrays)
         mode = ["params"] if params else []
-        done = subprocess.run([binary, *mode, op, source, result], capture_output=True, text=True)
+        done = subprocess.run([kernel_binary, *mode, op, source, result], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         with np.load(result) as arrays_out:
             return dict(arrays_out)
 
+    call.tract = tract
     return call
+
+
+def float_front(proto, data):
+    """The same model fed with codes as floats, since `vitq run` takes float inputs: a QuantizeLinear of scale 1 before it, and
+    an open batch axis, which both the op and the scale pass through."""
+    proto = onnx.ModelProto.FromString(proto.SerializeToString())
+    graph = proto.graph
+    name = graph.input[0].name
+    shape = ["batch", *data.shape]
+    del graph.input[:]
+    graph.input.append(helper.make_tensor_value_info("codes", onnx.TensorProto.FLOAT, shape))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1), "one"))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((), data.dtype), "zero"))
+    graph.node.insert(0, helper.make_node("QuantizeLinear", ["codes", "one", "zero"], [name]))
+    out = graph.output[0]
+    out.CopyFrom(helper.make_tensor_value_info(out.name, out.type.tensor_type.elem_type, shape))
+    return proto
 
 
 def element_type(array):
@@ -79,7 +109,7 @@ def model(op, data, constants, out_type):
 
 
 def everywhere(kernel, op, data, constants, out_dtype):
-    """Runs the op in all three places, asserts identical bits, returns them."""
+    """Runs the op in all four places, asserts identical bits, returns them."""
     constants = ordered(op, constants)
     proto, name, out = model(op, data, constants, helper.np_dtype_to_tensor_dtype(np.dtype(out_dtype)))
     options = onnxruntime.SessionOptions()
@@ -92,6 +122,12 @@ def everywhere(kernel, op, data, constants, out_dtype):
         assert other.dtype == rust.dtype == np.dtype(out_dtype), (who, other.dtype, rust.dtype)
         assert other.shape == rust.shape == data.shape, who
         assert other.tobytes() == rust.tobytes(), f"{who} differs in {np.mean(other != rust):.2%} of the elements"
+    if data.size == 0:
+        return rust  # `vitq run` refuses data without a value
+    # Codes of up to 16 bits are exact as the floats that `vitq run` writes.
+    tract = kernel.tract(proto, data)
+    assert tract.shape == rust.shape
+    assert np.array_equal(tract, rust.astype(np.float32)), f"tract differs in {np.mean(tract != rust):.2%} of the elements"
     return rust
 
 

@@ -71,12 +71,12 @@ impl Draft {
             let value = b.resolve(&name, at)?;
             b.edit.push_graph_output(value);
             if b.edit.info_of(&name).is_none() || info.ty.is_some() {
-                b.edit.set_info_of(name, info);
+                b.edit.describe_output(name, info);
             }
         }
         for (name, info) in self.infos {
-            if b.edit.info_of(&name).is_none() {
-                b.edit.set_info_of(name, info);
+            if b.edit.info_of(&name).is_none_or(|known| !known.listed) {
+                b.edit.describe_listed(name, info);
             }
         }
         b.edit.finish().map_err(|e| lexer.error(at, e.to_string()))?;

@@ -159,15 +159,22 @@ impl Display for CompileSummary {
         }
         self.fmt_sites(f)?;
         let l = &self.lowered;
-        let graph = format!("{} Q/DQ pairs, {} integer constants, {} int32 biases, {} custom ops", l.pairs, l.weights, l.biases, l.custom_ops);
+        let graph = format!(
+            "{} Q/DQ pairs, {} integer constants, {} int32 biases, {} custom ops",
+            l.pairs, l.weights, l.biases, l.custom_ops
+        );
         row(f, "Graph", &graph)?;
         l.notes.iter().chain(&self.notes).try_for_each(|n| entry(f, n))?;
         self.fmt_quality(f)?;
         let ratio = if self.bytes_before > 0 { self.bytes_after as f64 / self.bytes_before as f64 * 100.0 } else { 0.0 };
         row(f, "Size", &format!("{} → {} ({ratio:.0} %)", bytes(self.bytes_before), bytes(self.bytes_after)))?;
-        let phases: Vec<String> = self.phases.iter().map(|p| format!("{} {}", p.name, seconds(p.seconds))).collect();
+        let phases: Vec<String> =
+            self.phases.iter().filter(|p| p.seconds >= 0.005).map(|p| format!("{} {}", p.name, seconds(p.seconds))).collect();
         row(f, "Time", &format!("{}: {}", seconds(self.seconds), phases.join(", ")))?;
-        self.peak_memory_bytes.map_or(Ok(()), |m| row(f, "Memory", &format!("{} at its peak", bytes(m))))
+        match self.peak_memory_bytes {
+            Some(m) => row(f, "Memory", &format!("{} at its peak", bytes(m))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -190,8 +197,10 @@ impl CompileSummary {
 
     fn fmt_quality(&self, f: &mut Formatter<'_>) -> Result {
         let q = &self.quality;
-        let distance = q.sqnr_db.map_or("identical to the float model's".to_owned(), |db| format!("SQNR {} against the float model", decibels(db)));
-        let agreement = q.agreement.map_or(String::new(), |a| format!(", same top-1 on {}", percent(a)));
-        row(f, "Logits", &format!("{distance}{agreement} ({} of {})", q.samples, count(q.of, "calibration sample")))
+        let distance = q.sqnr_db.map_or("identical".to_owned(), |db| format!("SQNR {}", decibels(db)));
+        let agreement = q.agreement.map_or(String::new(), |a| format!(", top-1 agreement {}", percent(a)));
+        let on = format!("{} of {}", q.samples, count(q.of, "calibration sample"));
+        row(f, "Logits", &format!("{distance}{agreement} against the float model"))?;
+        row(f, "", &format!("on {on}"))
     }
 }

@@ -178,11 +178,19 @@ impl Display for InspectSummary {
             writeln!(f, "\n{}\n", self.table())?;
             let inside: usize = self.blocks.iter().map(|b| b.sites).sum();
             let outside = self.sites.len().saturating_sub(inside);
-            row(f, "Sites", &format!("{}: {inside} in {}, {outside} outside", self.sites.len(), count(self.blocks.len(), "block")))?;
+            row(
+                f,
+                "Sites",
+                &format!("{}: {inside} in {}, {outside} outside", self.sites.len(), count(self.blocks.len(), "block")),
+            )?;
         }
         let rules: Vec<String> = self.rules.iter().map(|(name, n)| format!("{name} {n}")).collect();
         row(f, "Rules", if rules.is_empty() { "none applied".to_owned() } else { rules.join(", ") }.as_str())?;
-        row(f, "Near misses", &if self.near_misses.is_empty() { "none".to_owned() } else { count(self.near_misses.len(), "place") })?;
+        row(
+            f,
+            "Near misses",
+            &if self.near_misses.is_empty() { "none".to_owned() } else { count(self.near_misses.len(), "place") },
+        )?;
         self.near_misses.iter().try_for_each(|n| entry(f, n))?;
         row(f, "Left alone", &histogram(&self.ops_left_alone))
     }

@@ -48,7 +48,7 @@ impl Parser<'_> {
             Some(word) if word != kind(&value) && !matches!(value, AttrValue::Ref(..)) => Err(self
                 .lexer
                 .error(at, format!("the attribute '{name}' is declared {word}, and its value is of type {}", kind(&value)))),
-            _ => Ok(Attr { name, value, doc: String::new() }),
+            _ => Ok(Attr::new(&name, value)),
         }
     }
 

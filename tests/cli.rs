@@ -1,0 +1,409 @@
+//! The command line on real models: what it does, and what it says when it cannot.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+
+use assert_cmd::cargo::cargo_bin;
+use tempfile::TempDir;
+
+const VIT: &str = "models/digits/vit_digits.onnx";
+const CNN: &str = "models/digits/cnn_digits.onnx";
+const CALIB: &str = "models/digits/calib";
+const TEST: &str = "models/digits/test";
+const IMAGES: [&str; 4] = ["--preprocess", "inception", "--crop-pct", "1"];
+
+/// A command in the project's folder, with `@` in an argument standing for the temporary folder.
+struct Bench {
+    tmp: TempDir,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench { tmp: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.tmp.path().join(name)
+    }
+
+    fn bytes(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.path(name)).unwrap()
+    }
+
+    fn write(&self, name: &str, content: &[u8]) {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+
+    fn command(&self, args: &[&str]) -> std::process::Command {
+        let mut c = std::process::Command::new(cargo_bin!("vitq"));
+        c.current_dir(env!("CARGO_MANIFEST_DIR")).args(args.iter().map(|a| a.replace('@', self.tmp.path().to_str().unwrap())));
+        c
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Runs what must succeed; gives standard output.
+    fn ok(&self, args: &[&str]) -> String {
+        let out = self.run(args);
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap()
+    }
+
+    /// Runs what must fail with exit code 1, one paragraph on standard error, nothing on standard output and no new file.
+    fn fails(&self, args: &[&str]) -> String {
+        let before = files(self.tmp.path());
+        let out = self.run(args);
+        let stderr = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.code(), Some(1), "{args:?}: {stderr}");
+        assert_eq!(String::from_utf8_lossy(&out.stdout), "", "{args:?}");
+        assert_eq!(files(self.tmp.path()), before, "{args:?} left a file behind");
+        assert!(stderr.starts_with("error: ") && stderr.lines().count() == 1, "one paragraph expected: {stderr}");
+        assert!(!stderr.contains("panicked") && !stderr.contains('\u{1b}'), "{stderr}");
+        stderr.replace(self.tmp.path().to_str().unwrap(), "[TMP]")
+    }
+
+    /// Compiles for a target on four images into `@/NAME`.
+    fn compile(&self, target: &str, name: &str, more: &[&str]) -> String {
+        let output = format!("@/{name}");
+        let mut args = vec!["compile", VIT, "--calib", CALIB, "--calib-limit", "4", "--target", target, "-o", &output];
+        args.extend(IMAGES);
+        args.extend(more);
+        self.ok(&args)
+    }
+}
+
+/// Every file and folder below a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut out = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            out.extend(files(&path));
+        }
+        out.push(path);
+    }
+    out.sort();
+    out
+}
+
+fn snapshot(name: &str, text: &str) {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/snapshots/cli");
+    // A model's digest changes with every change of its canonical form.
+    let filters = [("[0-9a-f]{12}…", "[DIGEST]")];
+    insta::with_settings!({ snapshot_path => path, prepend_module_to_snapshot => false, omit_expression => true, filters => filters }, {
+        insta::assert_snapshot!(name, text);
+    });
+}
+
+/// `compile` with these arguments must fail; the message is the snapshot `name`.
+fn refused(name: &str, b: &Bench, args: &[&str]) {
+    let mut all = vec!["compile"];
+    all.extend(args);
+    all.extend(["-o", "@/out.onnx"]);
+    snapshot(name, &b.fails(&all));
+}
+
+fn with<'a>(args: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+    [args, more].concat()
+}
+
+#[test]
+fn a_missing_model_is_refused() {
+    refused("missing_model", &Bench::new(), &with(&["@/none.onnx", "--calib", CALIB], &IMAGES));
+}
+
+#[test]
+fn a_truncated_model_is_refused() {
+    let b = Bench::new();
+    let whole = std::fs::read(VIT).unwrap();
+    b.write("truncated.onnx", &whole[..whole.len() / 2]);
+    refused("truncated_model", &b, &with(&["@/truncated.onnx", "--calib", CALIB], &IMAGES));
+    b.write("empty.onnx", b"");
+    refused("empty_model", &b, &with(&["@/empty.onnx", "--calib", CALIB], &IMAGES));
+}
+
+#[test]
+fn a_model_without_blocks_is_refused() {
+    refused("no_blocks", &Bench::new(), &with(&[CNN, "--calib", CALIB], &IMAGES));
+}
+
+#[test]
+fn a_folder_without_images_is_refused() {
+    let b = Bench::new();
+    std::fs::create_dir(b.path("empty")).unwrap();
+    refused("empty_folder", &b, &with(&[VIT, "--calib", "@/empty"], &IMAGES));
+    refused("missing_folder", &b, &with(&[VIT, "--calib", "@/none"], &IMAGES));
+}
+
+#[test]
+fn a_corrupt_image_is_refused() {
+    let b = Bench::new();
+    std::fs::create_dir(b.path("images")).unwrap();
+    std::fs::copy(format!("{CALIB}/0080.png"), b.path("images/a.png")).unwrap();
+    b.write("images/b.jpg", b"\xff\xd8\xff\xe0 no picture");
+    refused("corrupt_jpeg", &b, &with(&[VIT, "--calib", "@/images"], &IMAGES));
+}
+
+#[test]
+fn a_wrong_input_size_is_refused() {
+    let b = Bench::new();
+    refused("wrong_input_size", &b, &with(&[VIT, "--calib", CALIB, "--input-size", "224"], &IMAGES));
+    let arrays = ndarray::Array4::<f32>::zeros((4, 3, 28, 28));
+    let mut npy = Vec::new();
+    ndarray_npy::WriteNpyExt::write_npy(&arrays, &mut npy).unwrap();
+    b.write("small.npy", &npy);
+    refused("wrong_array_shape", &b, &[VIT, "--calib", "@/small.npy"]);
+}
+
+#[test]
+fn a_wrong_configuration_is_refused() {
+    let b = Bench::new();
+    b.write("key.yaml", b"layers:\n  attn_qkv:\n    observer_tpye: MinmaxObserver\n");
+    refused("unknown_config_key", &b, &with(&[VIT, "--calib", CALIB, "--config", "@/key.yaml"], &IMAGES));
+    b.write("site.yaml", b"layers:\n  attn_qvk:\n    bit_type: {bits: 8}\n");
+    refused("unknown_config_site", &b, &with(&[VIT, "--calib", CALIB, "--config", "@/site.yaml"], &IMAGES));
+    refused("unknown_preset", &b, &with(&[VIT, "--calib", CALIB, "--config", "int9"], &IMAGES));
+}
+
+#[test]
+fn images_need_a_preprocessing() {
+    refused("no_preprocessing", &Bench::new(), &[VIT, "--calib", CALIB]);
+}
+
+#[test]
+fn outputs_are_checked_before_any_work() {
+    let b = Bench::new();
+    b.write("in.onnx", &std::fs::read(VIT).unwrap());
+    let to = |out| b.fails(&with(&["compile", "@/in.onnx", "--calib", CALIB, "-o", out], &IMAGES));
+    let text = [to("@/in.onnx"), to("@/none/out.onnx"), to("@")].concat();
+    snapshot("outputs", &text);
+    assert_eq!(b.bytes("in.onnx"), std::fs::read(VIT).unwrap());
+}
+
+#[test]
+fn strict_refuses_a_name_that_names_nothing() {
+    let b = Bench::new();
+    b.write("c.yaml", b"layers:\n  blocks.9.attn_qkv:\n    bit_type: {bits: 8}\n");
+    let args = with(&[VIT, "--calib", CALIB, "--calib-limit", "2", "--config", "@/c.yaml"], &IMAGES);
+    refused("strict", &b, &with(&args, &["--strict"]));
+    // Without it, the same is a note.
+    let said = b.ok(&with(&with(&["compile", "-o", "@/out.onnx"], &args), &[]));
+    assert!(said.contains("names blocks.9.attn_qkv"), "{said}");
+    b.compile("integer", "strict.onnx", &["--strict"]);
+    b.compile("onnxruntime", "strict.ort.onnx", &["--strict"]);
+}
+
+#[test]
+fn artefacts_of_other_models_and_kinds_are_refused() {
+    let b = Bench::new();
+    b.compile("integer", "a.onnx", &["--save-stats", "@/stats", "--save-plan", "@/plan"]);
+    b.write("text", b"hello");
+    let cases = [
+        b.fails(&["lower", CNN, "--plan", "@/plan", "-o", "@/x.onnx"]),
+        b.fails(&["lower", VIT, "--plan", "@/text", "-o", "@/x.onnx"]),
+        b.fails(&["plan", VIT, "--stats", "@/text", "-o", "@/x.plan"]),
+        b.fails(&["plan", VIT, "--stats", "@/none", "-o", "@/x.plan"]),
+        b.fails(&with(&["compile", "@/a.onnx", "--calib", CALIB, "-o", "@/x.onnx"], &IMAGES)),
+        b.fails(&with(&["run", "@/a.onnx", "--mode", "fp32", "--input", TEST], &IMAGES)),
+        b.fails(&with(&["eval", CNN, "--data", TEST, "--input-size", "28"], &IMAGES)),
+    ];
+    snapshot("artefacts", &cases.concat());
+    // A truncated statistics file is no statistics file.
+    let stats = b.bytes("stats");
+    b.write("cut", &stats[..stats.len() - 7]);
+    assert!(b.fails(&["plan", VIT, "--stats", "@/cut", "-o", "@/x.plan"]).contains("statistics"));
+}
+
+#[test]
+fn usage_errors_have_exit_code_2() {
+    let b = Bench::new();
+    for args in [
+        &["compile"][..],
+        &["compile", VIT, "--calib", CALIB, "--crop-pct", "1.5", "-o", "@/x"],
+        &["fly"],
+        &["inspect", VIT, "--json", "--dot"],
+    ] {
+        let out = b.run(args);
+        assert_eq!(out.status.code(), Some(2), "{args:?}");
+        assert!(out.stdout.is_empty() && !out.stderr.is_empty());
+    }
+    assert!(files(b.tmp.path()).is_empty());
+}
+
+/// The summary with what differs between machines taken out.
+fn steady(summary: &str) -> String {
+    let mut dropping = false;
+    let mut keep = |line: &&str| {
+        let label = line.split(' ').next().unwrap_or_default();
+        dropping = if label.is_empty() { dropping } else { ["Time", "Memory", "Logits"].contains(&label) };
+        !dropping
+    };
+    summary.lines().filter(|l| keep(l)).map(|l| format!("{l}\n")).collect()
+}
+
+#[test]
+fn compile_says_what_it_did() {
+    let b = Bench::new();
+    for target in ["integer", "onnxruntime"] {
+        let said = b.compile(target, "out.onnx", &["--report", "@/report.json"]);
+        let out = b.path("out.onnx").display().to_string();
+        snapshot(&format!("compile_{target}"), &steady(&said).replace(&out, "out.onnx"));
+        let report: serde_json::Value = serde_json::from_slice(&b.bytes("report.json")).unwrap();
+        assert_eq!(report["blocks"], 4);
+        assert_eq!(report["calibration_samples"], 4);
+        assert_eq!(report["bytes_after"], b.bytes("out.onnx").len());
+        assert_eq!(report["bytes_before"], std::fs::metadata(VIT).unwrap().len());
+        assert!(report["quality"]["sqnr_db"].as_f64().unwrap() > 15.0, "{report}");
+        assert!(said.contains("Logits") && said.contains("4 of 4 calibration samples"), "{said}");
+    }
+    let json = b.compile("integer", "out.onnx", &["--json"]);
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap()["target"], "integer");
+    assert_eq!(b.compile("integer", "out.onnx", &["--quiet"]), "");
+}
+
+#[test]
+fn stages_and_threads_give_the_same_bytes() {
+    let b = Bench::new();
+    let images = with(&["--calib", CALIB, "--calib-limit", "4"], &IMAGES);
+    for target in ["integer", "onnxruntime"] {
+        b.compile(target, "1.onnx", &["--threads", "1", "--save-stats", "@/1.stats", "--save-plan", "@/1.plan"]);
+        b.compile(target, "2.onnx", &["--threads", "2"]);
+        b.ok(&with(&["calibrate", VIT, "--threads", "2", "-o", "@/2.stats"], &images));
+        b.ok(&["plan", VIT, "--stats", "@/2.stats", "--target", target, "-o", "@/2.plan"]);
+        b.ok(&["lower", VIT, "--plan", "@/2.plan", "-o", "@/3.onnx"]);
+        assert!(b.bytes("1.stats") == b.bytes("2.stats"), "statistics differ");
+        assert!(b.bytes("1.plan") == b.bytes("2.plan"), "plans differ");
+        assert!(b.bytes("1.onnx") == b.bytes("2.onnx"), "models of 1 and 2 threads differ");
+        assert!(b.bytes("1.onnx") == b.bytes("3.onnx"), "compile and its stages differ");
+    }
+}
+
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap()
+}
+
+#[test]
+fn an_emitted_model_runs_and_is_near_the_float_model() {
+    let b = Bench::new();
+    b.compile("integer", "q.onnx", &[]);
+    b.compile("integer", "q8.onnx", &["--batch", "8"]);
+    let eval = |model: &str, more: &[&str]| {
+        json(&b.ok(&with(&with(&["eval", model, "--data", TEST, "--limit", "60", "--json"], &IMAGES), more)))
+    };
+    let one = eval("@/q.onnx", &["--reference", VIT, "--threads", "1"]);
+    assert_eq!((&one["samples"], &one["labelled"]), (&60.into(), &60.into()));
+    assert!(one["top1"].as_f64().unwrap() > 0.95 && one["agreement"].as_f64().unwrap() > 0.95, "{one}");
+    assert!(one["sqnr_db"].as_f64().unwrap() > 15.0, "{one}");
+    // Threads change no figure. A fixed batch, whose last group is padded here, moves float sums by a last bit.
+    let (threads, batch) = (eval("@/q.onnx", &["--reference", VIT, "--threads", "2"]), eval("@/q8.onnx", &["--reference", VIT]));
+    for key in ["samples", "top1", "top5", "agreement", "reference_top1"] {
+        assert_eq!((&one[key], &one[key]), (&threads[key], &batch[key]), "{key}");
+    }
+    assert_eq!((&one["sqnr_db"], &one["max_abs_difference"]), (&threads["sqnr_db"], &threads["max_abs_difference"]));
+    assert!((one["sqnr_db"].as_f64().unwrap() - batch["sqnr_db"].as_f64().unwrap()).abs() < 1e-3);
+    let same = eval(VIT, &["--reference", VIT]);
+    assert_eq!((&same["max_abs_difference"], &same["agreement"]), (&0.0.into(), &1.0.into()));
+    assert!(same["sqnr_db"].is_null());
+}
+
+#[test]
+fn run_prints_classes_or_writes_arrays() {
+    let b = Bench::new();
+    let two = [format!("{TEST}/0021.png"), format!("{TEST}/0051.png")];
+    let inputs = with(&["run", VIT, "--input", &two[0], &two[1]], &IMAGES);
+    let text = b.ok(&with(&inputs, &["--top", "2"]));
+    assert_eq!(text.lines().count(), 6, "{text}");
+    let predictions = json(&b.ok(&with(&inputs, &["--top", "3", "--json"])));
+    let classes: Vec<u64> = (0..2).map(|i| predictions[i]["top"][0]["class"].as_u64().unwrap()).collect();
+    // The labels of these two images.
+    let labels = std::fs::read_to_string(format!("{TEST}/labels.csv")).unwrap();
+    for (name, class) in ["0021.png", "0051.png"].iter().zip(classes) {
+        assert!(labels.lines().any(|l| l == format!("{name},{class}")), "{name} {class}");
+    }
+    b.ok(&with(&inputs, &["-o", "@/out.npz"]));
+    let mut npz = ndarray_npy::NpzReader::new(std::fs::File::open(b.path("out.npz")).unwrap()).unwrap();
+    let logits: ndarray::Array2<f32> = npz.by_name("logits").unwrap();
+    assert_eq!(logits.shape(), [2, 10]);
+    assert!((f64::from(logits[[0, 1]]) - predictions[0]["top"][0]["logit"].as_f64().unwrap()).abs() < 1e-6);
+}
+
+#[test]
+fn inspect_shows_a_model_in_four_forms() {
+    let b = Bench::new();
+    snapshot("inspect_vit", &b.ok(&["inspect", VIT]));
+    snapshot("inspect_cnn", &b.ok(&["inspect", CNN]));
+    let found = json(&b.ok(&["inspect", VIT, "--json"]));
+    assert_eq!(found["blocks"].as_array().unwrap().len(), 4);
+    assert_eq!((&found["blocks"][0]["dim"], &found["blocks"][0]["mlp_ratio"]), (&64.into(), &4.0.into()));
+    // The exact text is the model: parsed and printed again it is the same.
+    let text = b.ok(&["inspect", VIT, "--text"]);
+    let model = vitq::ir::text::parse_model(&text).unwrap();
+    assert_eq!(
+        model.graph.ops().len(),
+        found["ops"].as_object().unwrap().values().map(|n| n.as_u64().unwrap() as usize).sum::<usize>()
+    );
+    assert!(b.ok(&["inspect", VIT, "--text=elided"]).len() < text.len() / 4);
+    let dot = b.ok(&["inspect", VIT, "--dot"]);
+    assert!(dot.starts_with("digraph") && (0..4).all(|i| dot.contains(&format!("\"blocks.{i}\""))), "{dot}");
+}
+
+#[test]
+fn diff_and_roundtrip() {
+    let b = Bench::new();
+    b.ok(&["roundtrip", VIT, "@/same.onnx"]);
+    assert_eq!(b.ok(&["diff", VIT, "@/same.onnx"]), "no difference\n");
+    b.ok(&["roundtrip", VIT, "@/outside.onnx", "--external-data"]);
+    assert!(b.bytes("outside.onnx").len() < b.bytes("same.onnx").len() / 2 && b.path("outside.onnx.data").is_file());
+    let found = json(&b.ok(&["inspect", "@/outside.onnx", "--json"]));
+    assert_eq!(found["bytes"], b.bytes("outside.onnx").len() + b.bytes("outside.onnx.data").len());
+    b.compile("integer", "q.onnx", &[]);
+    let text = b.ok(&["diff", VIT, "@/q.onnx"]);
+    assert!(text.contains("QuantizeLinear: 0 -> ") && text.contains("metadata vitq.target: integer"), "{text}");
+    assert!(json(&b.ok(&["diff", VIT, "@/q.onnx", "--json"]))["op_counts"].is_array());
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let b = Bench::new();
+    let mut child = b.command(&["inspect", VIT, "--text"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(said, "");
+}
+
+#[test]
+fn colour_is_for_terminals_unless_asked_for() {
+    let b = Bench::new();
+    let stderr = |color: &str| String::from_utf8(b.run(&["inspect", "@/none.onnx", "--color", color]).stderr).unwrap();
+    assert!(!stderr("auto").contains('\u{1b}') && !stderr("never").contains('\u{1b}'));
+    assert!(stderr("always").contains("\u{1b}["));
+}
+
+#[test]
+fn completions_are_printed_for_every_shell() {
+    let b = Bench::new();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let text = b.ok(&["completions", shell]);
+        assert!(text.contains("vitq") && text.contains("calib-limit"), "{shell}");
+    }
+}
+
+/// `compile` may write to a pipe: no temporary file, no renaming.
+#[cfg(unix)]
+#[test]
+fn an_output_may_be_a_device() {
+    let b = Bench::new();
+    let mut args = vec!["compile", VIT, "--calib", CALIB, "--calib-limit", "2", "--quiet", "-o", "/dev/null"];
+    args.extend(IMAGES);
+    assert_eq!(b.ok(&args), "");
+    std::io::stdout().flush().unwrap();
+}
