@@ -159,7 +159,9 @@ fn altered(change: fn(&mut Change<'_>)) -> (Model, Vit) {
     (model, vit)
 }
 
-const ALTERATIONS: &[(&str, fn(&mut Change<'_>), &str)] = &[
+type Alteration = fn(&mut Change<'_>);
+
+const ALTERATIONS: &[(&str, Alteration, &str)] = &[
     (
         "q transposed otherwise",
         |c| {
@@ -289,7 +291,7 @@ fn one_altered_operator_is_named() {
 
 #[test]
 fn what_makes_no_difference_still_matches() {
-    let same: &[(&str, fn(&mut Change<'_>))] = &[
+    let same: &[(&str, Alteration)] = &[
         ("residual operands exchanged", |c| {
             let (a, b) = (c.block.attention.output.clone(), c.block.mlp.output.clone());
             c.swap(&a);

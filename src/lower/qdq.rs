@@ -33,6 +33,8 @@ pub(super) struct Pair {
 }
 
 fn misfit(site: &SitePlan, value: &str, what: impl Into<String>) -> LowerError {
+    let first = site.site.values.first().map_or("", String::as_str);
+    let value = if value.is_empty() { first } else { value };
     LowerError::Misfit { site: site.name.clone(), value: value.to_owned(), what: what.into() }
 }
 
