@@ -2,15 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::plan::{Codes, FloatSite, PLAN_VERSION, QuantPlan, Scheme, SitePlan, exponents_to_text};
+use super::params::{affine_scheme, ptf_scheme, range};
+use super::plan::{Codes, FloatSite, PLAN_VERSION, QuantPlan, Scheme, SitePlan};
 use super::{Target, weights};
-use crate::calib::kl::Kl;
-use crate::calib::minmax::Minmax;
-use crate::calib::omse::Omse;
-use crate::calib::percentile::Percentile;
-use crate::calib::ptf::{self, PtfOptions};
 use crate::calib::stats::Recording;
-use crate::calib::{Error as CalibError, Grid, Observer, Range, RangeQuery, Stats, TapSpec, ValueStats};
+use crate::calib::{Error as CalibError, Stats, TapSpec};
 use crate::config::schema::{CalibrationMode, Config, Key, Method, Observer as ObserverKind, SiteConfig};
 use crate::ir::Tensor;
 use crate::vit::{Site, SiteRef};
@@ -119,18 +115,6 @@ fn weight(facts: &ModelFacts, site: &SiteRef, cfg: &SiteConfig) -> Result<SitePl
     Ok(SitePlan { name, site: site.clone(), scheme, observed, note: None })
 }
 
-/// The observer that an entry asks for.
-pub(super) fn observer(cfg: &SiteConfig, moving_average: bool) -> Result<Box<dyn Observer>, CalibError> {
-    Ok(match cfg.observer {
-        ObserverKind::Minmax => Box::new(Minmax),
-        ObserverKind::Percentile => {
-            Box::new(Percentile::new(cfg.percentile_alpha, moving_average.then_some(cfg.percentile_sigma))?)
-        }
-        ObserverKind::Omse => Box::new(Omse),
-        ObserverKind::Kl => Box::new(Kl::new(cfg.kl_bins)?),
-    })
-}
-
 fn activation(
     facts: &ModelFacts,
     stats: &Stats,
@@ -191,46 +175,4 @@ fn log2_possible(
         notes.push("uniform codes, not log2: the integer softmax needs kv_act and intSoft of at most 8 bits".to_owned());
     }
     narrow
-}
-
-fn grid(cfg: &SiteConfig) -> Result<Grid, CalibError> {
-    if cfg.symmetric { Grid::symmetric(cfg.bits) } else { Grid::affine(cfg.bits) }
-}
-
-fn range(seen: &ValueStats, cfg: &SiteConfig) -> Result<Range, CalibError> {
-    observer(cfg, true)?.range(seen, &RangeQuery::tensor(grid(cfg)?))
-}
-
-/// Scale and zero point of a range, as ONNX's affine quantisation needs them: zero is a code.
-fn affine_scheme(range: Range, codes: Codes, symmetric: bool) -> Scheme {
-    let (low, high) = codes.range();
-    let middle = if codes.signed { 0 } else { 1 << (codes.bits - 1) };
-    if symmetric {
-        let bound = range.lo.abs().max(range.hi.abs());
-        let steps = f64::from((1i32 << (codes.bits - 1)) - 1);
-        return Scheme::Affine { codes, scale: positive_scale(bound / steps), zero_point: middle };
-    }
-    let range = range.with_zero();
-    let scale = positive_scale((range.hi - range.lo) / f64::from(high - low));
-    let zero = f64::from(low) - range.lo / f64::from(scale);
-    let zero_point = zero.round_ties_even().clamp(f64::from(low), f64::from(high)) as i32;
-    Scheme::Affine { codes, scale, zero_point }
-}
-
-/// A scale as f32; a tensor that is always 0 gets 1.
-pub(super) fn positive_scale(scale: f64) -> f32 {
-    let scale = scale as f32;
-    if scale.is_finite() && scale >= f32::MIN_POSITIVE { scale } else { 1.0 }
-}
-
-fn ptf_scheme(seen: &ValueStats, cfg: &SiteConfig, codes: Codes) -> Result<Scheme, CalibError> {
-    let options = PtfOptions { bits: cfg.bits, max_exponent: cfg.max_exponent, search: cfg.ptf_search };
-    let fit = ptf::from_stats(seen, Some(range(seen, cfg)?), &[], options)?.ptf;
-    let offset = if codes.signed { 1i32 << (codes.bits - 1) } else { 0 };
-    Ok(Scheme::Ptf {
-        codes,
-        scale: positive_scale(fit.base),
-        zero_point: fit.zero_point - offset,
-        exponents: exponents_to_text(&fit.exponents),
-    })
 }

@@ -1,7 +1,7 @@
 //! Scales of constants.
 
+use super::params::{observer, positive_scale};
 use super::plan::Scheme;
-use super::policy;
 use crate::calib::observer::Target as Part;
 use crate::calib::stats::{Recording, ValueStats};
 use crate::calib::{Grid, RangeQuery};
@@ -35,7 +35,7 @@ pub(super) fn scheme(tensor: &Tensor, cfg: &SiteConfig) -> Result<(Scheme, [f32;
     };
     let text = |e: crate::calib::Error| e.to_string();
     let seen = ValueStats::from_samples(recording, [(tensor.shape.as_slice(), data.as_slice())]).map_err(text)?;
-    let observer = policy::observer(cfg, false).map_err(text)?;
+    let observer = observer(cfg, false).map_err(text)?;
     let grid = Grid::symmetric(cfg.bits).map_err(text)?;
     let parts: Vec<Part> = match axis {
         None => vec![Part::Tensor],
@@ -46,7 +46,7 @@ pub(super) fn scheme(tensor: &Tensor, cfg: &SiteConfig) -> Result<(Scheme, [f32;
         .into_iter()
         .map(|target| {
             let range = observer.range(&seen, &RangeQuery { target, grid }).map_err(text)?;
-            Ok(policy::positive_scale(range.symmetric().hi / steps))
+            Ok(positive_scale(range.symmetric().hi / steps))
         })
         .collect::<Result<Vec<f32>, String>>()?;
     let (lo, hi) = seen.range().unwrap_or((0.0, 0.0));

@@ -128,7 +128,8 @@ fn erf_f64(x: f64) -> f64 {
 fn activations_are_accurate() {
     let xs: Vec<f32> = (-400..=400).map(|i| i as f32 / 100.0).collect();
     let tanh_gelu = |x: f64| 0.5 * x * (1.0 + (f64::sqrt(2.0 / std::f64::consts::PI) * (x + 0.044715 * x * x * x)).tanh());
-    let cases: [(&str, Option<&str>, &dyn Fn(f64) -> f64); 6] = [
+    type Case<'a> = (&'a str, Option<&'a str>, &'a dyn Fn(f64) -> f64);
+    let cases: [Case<'_>; 6] = [
         ("Erf", None, &erf_f64),
         ("Gelu", Some("none"), &|x| 0.5 * x * (1.0 + erf_f64(x / std::f64::consts::SQRT_2))),
         ("Gelu", Some("tanh"), &tanh_gelu),
