@@ -25,7 +25,7 @@ pub(super) fn lower(
         let Some(op) = edit.op(id).map(|o| o.op.clone()) else { continue };
         let Some(input) = edit.input(id, 0).and_then(|v| by_dq.get(&v)) else { continue };
         let output = Value { node: id, port: 0 };
-        let pair = pair_after(edit, output, &by_dq);
+        let pair = quantised.values.get(edit.value_name(output)).cloned();
         let done = match (op.op_type.as_str(), pair) {
             ("LayerNormalization" | "Softmax", _) if !over_last_axis(edit, id, shapes) => Err(TableError::Parameter {
                 what: "the operator's axis",
@@ -66,12 +66,6 @@ pub(super) fn report_float_softmaxes(edit: &Edit<'_>, quantised: &Quantised, rep
 fn over_last_axis(edit: &Edit<'_>, id: NodeId, shapes: &Shapes) -> bool {
     let axis = edit.op(id).and_then(|o| o.attrs.int("axis")).unwrap_or(-1);
     axis == -1 || shapes.rank(Value { node: id, port: 0 }).is_some_and(|r| axis == r as i64 - 1)
-}
-
-/// The Q/DQ pair that reads a value, if one does.
-fn pair_after(edit: &Edit<'_>, value: Value, by_dq: &BTreeMap<Value, Pair>) -> Option<Pair> {
-    let q = edit.uses(value).into_iter().find(|u| edit.is_op(u.node, "QuantizeLinear"))?;
-    by_dq.values().find(|p| p.codes.node == q.node || edit.input(p.codes.node, 0).is_some_and(|v| v.node == q.node)).cloned()
 }
 
 fn code_type(codes: Codes) -> CodeType {

@@ -177,23 +177,24 @@ pub(super) fn lower_values(
         let scale_v = edit.add_init(anchor, &format!("{name}_scale"), scale_t);
         let zero_v = edit.add_init(anchor, &format!("{name}_zero_point"), zero_t);
         let axis = |op: NewOp| if exponents.is_empty() { op } else { op.attr("axis", AttrValue::Int(-1)) };
-        let q =
-            edit.add(anchor, axis(NewOp::std("QuantizeLinear", &format!("{name}_quantized")).inputs([value, scale_v, zero_v])));
-        let mut coded = q;
-        if codes.is_narrow() {
-            let bound = |edit: &mut Edit<'_>, what: &str, v: i32| {
-                let t = integers(codes.dtype(), &[], &[v]);
-                t.map(|t| edit.add_init(anchor, &format!("{name}_{what}"), t))
-            };
-            if let (Some(low), Some(high)) = (bound(edit, "low", low), bound(edit, "high", high)) {
-                coded = edit.add(anchor, NewOp::std("Clip", &format!("{name}_clipped")).inputs([q, low, high]));
-            }
-        }
+        let bounds = codes.is_narrow().then_some((low, high));
+        let bounded = match bounds.filter(|_| codes.bits > 8) {
+            Some((low, high)) => bound_reals(edit, name, value, &scales, (low - zero, high - zero), shape),
+            None => value,
+        };
+        let q = NewOp::std("QuantizeLinear", &format!("{name}_quantized")).inputs([bounded, scale_v, zero_v]);
+        let q = edit.add(anchor, axis(q));
+        let coded = match bounds.filter(|_| codes.bits <= 8) {
+            Some(bounds) => clip_codes(edit, name, q, codes.dtype(), bounds),
+            None => q,
+        };
         let dq = edit
             .add(anchor, axis(NewOp::std("DequantizeLinear", &format!("{name}_dequantized")).inputs([coded, scale_v, zero_v])));
+        // What reads the value itself: the quantiser, or the first of its bounds.
+        let first = if bounded == value { q } else { edit.input(bounded.node, 0).unwrap_or(q) };
         let was_output = edit.is_output(value);
         let readers: Vec<_> = edit.uses(value).into_iter().filter(|u| edit.is_op(u.node, "Shape")).map(|u| u.node).collect();
-        edit.replace_uses(value, dq, |u| u.node != q.node && !readers.contains(&u.node));
+        edit.replace_uses(value, dq, |u| u.node != first.node && !readers.contains(&u.node));
         if was_output {
             // The graph's output keeps its name.
             edit.swap_names(value, dq);
@@ -210,4 +211,27 @@ pub(super) fn lower_values(
         out.values.insert(name.clone(), pair);
     }
     Ok(site.site.values.len())
+}
+
+/// Codes of less than 8 bits within their bytes.
+fn clip_codes(edit: &mut Edit<'_>, name: &str, q: Value, dtype: DType, (low, high): (i32, i32)) -> Value {
+    let mut bound = |what: &str, v: i32| {
+        // The bounds of a narrower width fit the type.
+        integers(dtype, &[], &[v]).map(|t| edit.add_init(q.node, &format!("{name}_{what}"), t))
+    };
+    let (Some(low), Some(high)) = (bound("low", low), bound("high", high)) else { return q };
+    edit.add(q.node, NewOp::std("Clip", &format!("{name}_clipped")).inputs([q, low, high]))
+}
+
+/// A value held within what its codes of 9 to 15 bits can say: onnxruntime has no Clip of 16-bit integers. `steps` are the
+/// lowest and highest code less the zero point. The bounds are whole numbers of steps, so they quantise to those codes.
+fn bound_reals(edit: &mut Edit<'_>, name: &str, value: Value, scales: &[f32], steps: (i32, i32), shape: &[usize]) -> Value {
+    let mut bounded = value;
+    for (op, what, step) in [("Max", "low", steps.0), ("Min", "high", steps.1)] {
+        let reals: Vec<f32> = scales.iter().map(|s| s * step as f32).collect();
+        let Ok(tensor) = Tensor::new(shape, &reals) else { return value };
+        let limit = edit.add_init(value.node, &format!("{name}_{what}"), tensor);
+        bounded = edit.add(value.node, NewOp::std(op, &format!("{name}_{what}_bound")).inputs([bounded, limit]));
+    }
+    bounded
 }

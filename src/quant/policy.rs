@@ -7,7 +7,7 @@ use super::plan::{Codes, FloatSite, PLAN_VERSION, QuantPlan, Scheme, SitePlan};
 use super::{Target, weights};
 use crate::calib::stats::Recording;
 use crate::calib::{Error as CalibError, Stats, TapSpec};
-use crate::config::schema::{CalibrationMode, Config, Key, Method, Observer as ObserverKind, SiteConfig};
+use crate::config::schema::{CalibrationMode, Config, Key, Method, Observer as ObserverKind, SiteConfig, Source};
 use crate::ir::Tensor;
 use crate::vit::{Site, SiteRef};
 
@@ -106,7 +106,7 @@ fn weight(facts: &ModelFacts, site: &SiteRef, cfg: &SiteConfig) -> Result<SitePl
     let name = site.full_name();
     let missing = || PolicyError::Weight { site: name.clone(), what: "the model has no such constant".to_owned() };
     let mut cfg = cfg.clone();
-    if site.site == Site::Embed && !cfg.is_given(Key::CalibrationMode) {
+    if site.site == Site::Embed && cfg.source(Key::CalibrationMode) < Source::Site {
         // The name is the sum's, whose channels PTF tells apart; its constant part has a scale for each.
         cfg.calibration_mode = CalibrationMode::ChannelWise;
     }
@@ -147,6 +147,8 @@ fn activation(
         if cfg.calibration_mode == CalibrationMode::ChannelWise && cfg.is_given(Key::CalibrationMode) && !of_weights {
             notes.push("one scale for the tensor, not one a channel: the operator after it adds its channels up".to_owned());
         }
+        // Few log2 codes span the probabilities; as many uniform ones would not.
+        let codes = if cfg.method == Method::Log2 { Codes { bits: codes.bits.max(8), ..codes } } else { codes };
         let range = range(seen, cfg).map_err(failed)?;
         let symmetric = cfg.symmetric && !of_weights;
         affine_scheme(range, codes, symmetric)
@@ -165,14 +167,17 @@ fn log2_possible(
     notes: &mut Vec<String>,
 ) -> bool {
     if !target.has_custom_ops() {
-        notes.push(format!("uniform codes, not log2: {target} has no operator for them"));
+        notes.push(format!("uniform codes of at least 8 bits, not log2: {target} has no operator for those"));
         return false;
     }
     let scores = facts.sites.iter().find(|s| s.site == Site::KvAct && s.block == site.block);
     let scores = scores.map(|s| config.resolve(s.block, s.site.name()));
     let narrow = scores.is_some_and(|s| s.bits <= 8 && !s.float) && cfg.bits <= 8;
     if !narrow {
-        notes.push("uniform codes, not log2: the integer softmax needs kv_act and intSoft of at most 8 bits".to_owned());
+        notes.push(
+            "uniform codes of at least 8 bits, not log2: the integer softmax needs kv_act and intSoft of at most 8 bits"
+                .to_owned(),
+        );
     }
     narrow
 }
