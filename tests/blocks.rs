@@ -69,7 +69,9 @@ fn every_site_of_every_block_is_found() {
     let blocks = (0..4).flat_map(|b| inside.iter().map(move |&(s, w, n)| ((Some(b), s, w), n)));
     let wanted: BTreeMap<_, _> = blocks.chain(outside.iter().map(|&(s, w)| ((None, s, w), 1))).collect();
     assert_eq!(counts, wanted);
-    assert!(Site::ALL.iter().all(|s| vit.sites.iter().any(|r| r.site == *s)));
+    let of_blocks: Vec<&Site> = Site::ALL.iter().filter(|s| !s.is_general()).collect();
+    assert!(of_blocks.len() == 22 && of_blocks.into_iter().all(|s| vit.sites.iter().any(|r| r.site == *s)));
+    assert!(vit.general.is_empty(), "nothing is left for the general rules: {:?}", vit.general);
 }
 
 #[test]
@@ -349,9 +351,17 @@ fn a_bias_in_front_is_mended_by_canonicalisation() {
 }
 
 #[test]
-fn a_network_without_blocks_has_no_sites() {
+fn a_network_without_blocks_has_sites_of_the_general_rules_alone() {
     let mut model = onnx::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/digits/cnn_digits.onnx")).unwrap();
     canon::canonicalise(&mut model).unwrap();
     let vit = recognise(&model.graph);
-    assert!(vit.blocks.is_empty() && vit.sites.is_empty() && vit.near_misses.is_empty());
+    assert!(vit.blocks.is_empty() && vit.near_misses.is_empty());
+    assert_eq!((vit.general.convolutions, vit.general.linears), (8, 1));
+    let counts = vit.sites.iter().fold(BTreeMap::new(), |mut counts, s| {
+        assert!(s.block.is_none() && !s.values.is_empty());
+        *counts.entry(s.site.name()).or_insert(0) += 1;
+        counts
+    });
+    let wanted = [("add_output", 3), ("conv", 8), ("conv_output", 8), ("head_output", 1), ("input", 1), ("linear", 1)];
+    assert_eq!(counts, wanted.into_iter().chain([("pool_output", 1)]).collect());
 }

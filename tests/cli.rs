@@ -130,8 +130,18 @@ fn a_truncated_model_is_refused() {
 }
 
 #[test]
-fn a_model_without_blocks_is_refused() {
-    refused("no_blocks", &Bench::new(), &with(&[CNN, "--calib", CALIB], &IMAGES));
+fn a_model_without_layers_is_refused() {
+    let b = Bench::new();
+    let text = r#"<ir_version: 8, opset_import: ["" : 17]>
+g (float[batch, 3, 32, 32] x) => (float[batch, 3, 32, 32] y)
+<float half = {0.5}>
+{
+  r = Relu (x)
+  y = Mul (r, half)
+}"#;
+    let model = vitq::ir::text::parse_model(text).unwrap();
+    b.write("elementwise.onnx", &vitq::onnx::encode(&model).unwrap());
+    refused("no_blocks", &b, &with(&["@/elementwise.onnx", "--calib", CALIB], &IMAGES));
 }
 
 #[test]

@@ -3,9 +3,10 @@
 //! After [`canonicalise`] a graph is at opset 20, holds no foldable constant, and every LayerNorm, GELU, Linear and
 //! attention that a rule knows has one spelling: `LayerNormalization`, `Gelu`, `MatMul` + `Add` with weights `[in, out]`, and
 //! attention as three Linears (q, k, v) → `Reshape` → `Transpose` → `MatMul` → `Softmax` → `MatMul` with the scale folded
-//! into q's weights.
+//! into q's weights. A BatchNormalization behind a convolution or Linear is part of its weights.
 
 mod attention;
+mod batch_norm;
 pub mod fold;
 mod gelu;
 pub mod inline;
@@ -88,7 +89,7 @@ pub fn canonicalise_by(model: &mut Model, stages: &[Vec<Rule>]) -> Result<CanonR
 
 /// Stage 3: fuse up.
 pub fn fuse_rules() -> Vec<Rule> {
-    [norm::rules(), gelu::rules(), linear::rules()].into_iter().flatten().collect()
+    [norm::rules(), gelu::rules(), linear::rules(), batch_norm::rules()].into_iter().flatten().collect()
 }
 
 /// Stages 4 and 5: decompose `Attention`, unify the selection of q, k, v and the scale.

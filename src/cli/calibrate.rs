@@ -41,7 +41,7 @@ pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
     check_outputs(&[&args.model, &args.data.calib], &[&args.output])?;
     let config = args.config.load(terminal)?;
     let source = pipeline::load(&args.model)?;
-    source.require_blocks()?;
+    source.require_sites()?;
     let feed = Feed::new(&args.model, &source.model, &args.data.data_options())?;
     let samples = feed.open(&args.data.calib)?;
     note_samples(&samples, terminal);

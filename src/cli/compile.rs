@@ -23,7 +23,7 @@ use crate::runtime::tract::Engine;
 /// Calibration samples on which the emitted model is compared with the float model.
 const COMPARED: usize = 32;
 
-/// Compile a float Vision Transformer into a quantised model
+/// Compile a float Vision Transformer, or another network, into a quantised model
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   vitq compile model.onnx --calib images/ --preprocess imagenet -o model.int8.onnx
@@ -135,7 +135,7 @@ pub(super) fn run(args: Args, terminal: &Terminal) -> Result<(), CliError> {
 fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, CliError> {
     let config = args.config.load(terminal)?;
     let source = pipeline::load(&args.model)?;
-    source.require_blocks()?;
+    source.require_sites()?;
     let feed = Feed::new(&args.model, &source.model, &args.data.data_options())?;
     let samples = feed.open(&args.data.calib)?;
     note_samples(&samples, terminal);
@@ -186,6 +186,8 @@ fn summarise(args: &Args, made: &Made, clock: Clock) -> CompileSummary {
         calibration_samples: made.samples,
         blocks: source.vit.blocks.len(),
         heads: source.vit.blocks.first().map_or(0, |b| b.attention.heads),
+        convolutions: source.vit.general.convolutions,
+        linears: source.vit.general.linears,
         rules: source.canon.applied.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect(),
         near_misses: misses.map(ToString::to_string).collect(),
         quantised: quantised(&made.plan),

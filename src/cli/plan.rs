@@ -39,7 +39,7 @@ pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
     check_outputs(&[&args.model, &args.stats], &[&args.output])?;
     let config = args.config.load(terminal)?;
     let source = pipeline::load(&args.model)?;
-    source.require_blocks()?;
+    source.require_sites()?;
     let stats = pipeline::read_stats(&args.stats)?;
     let plan = pipeline::plan(&source, &stats, &config, args.target.target.into())?;
     let against = pipeline::violations(&source, &config, &plan);

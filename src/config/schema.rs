@@ -34,11 +34,28 @@ pub const SITES: [(&str, &str); Site::ALL.len()] = {
     all
 };
 
-/// Sites that exist once in a model and not in every block.
-pub const OUTSIDE_BLOCKS: [&str; 6] = ["input", "patch_embed", "embed", "norm", "head", "head_output"];
+/// Sites that are not in every block: those around the blocks, and those of the general rules.
+pub const OUTSIDE_BLOCKS: [&str; 16] = [
+    "input",
+    "patch_embed",
+    "embed",
+    "norm",
+    "head",
+    "head_output",
+    "layer_input",
+    "conv",
+    "conv_output",
+    "linear",
+    "linear_output",
+    "add_output",
+    "mul_output",
+    "concat_output",
+    "pool_output",
+    "act_output",
+];
 
 /// Sites that are weights.
-pub const WEIGHTS: [&str; 6] = ["attn_qkv", "attn_proj", "mlp_fc1", "mlp_fc2", "patch_embed", "head"];
+pub const WEIGHTS: [&str; 8] = ["attn_qkv", "attn_proj", "mlp_fc1", "mlp_fc2", "patch_embed", "head", "conv", "linear"];
 
 /// The section of a site; `None` for a name that is no site.
 pub fn section_of(site: &str) -> Option<&'static str> {
@@ -105,12 +122,15 @@ impl Method {
     pub const NAMES: [(&'static str, Self); 3] = [("Uniform", Self::Uniform), ("Log2", Self::Log2), ("PTF", Self::Ptf)];
 
     /// Whether a site can be quantised this way: Log2 needs values in [0, 1], PTF needs channels that the next step can
-    /// shift apart.
+    /// shift apart and that are the last axis, as those of images are not.
     pub fn suits(self, site: &str) -> bool {
         match self {
             Self::Uniform => true,
             Self::Log2 => site == "intSoft",
-            Self::Ptf => !WEIGHTS.contains(&site) && !matches!(site, "intSoft" | "kv_act"),
+            Self::Ptf => {
+                let general = Site::from_name(site).is_some_and(Site::is_general);
+                !general && !WEIGHTS.contains(&site) && !matches!(site, "intSoft" | "kv_act")
+            }
         }
     }
 }

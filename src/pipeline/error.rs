@@ -39,12 +39,12 @@ pub enum PipelineError {
         /// Why.
         source: CanonError,
     },
-    /// No block of a Vision Transformer was recognised.
+    /// No block of a Vision Transformer was recognised, and no other layer with weights.
     #[error(
-        "{}: no transformer block was recognised, so there is nothing to quantise. The model has {ops}. {nearest} vitq compiles pre-norm Vision Transformers as timm exports them; `vitq inspect` shows what was found. Export the float model with torch.onnx.export, not one that is already quantised or fused by another optimiser",
+        "{}: no transformer block, convolution or Linear with constant float32 weights was recognised, so there is nothing to quantise. The model has {ops}. {nearest} vitq compiles pre-norm Vision Transformers as timm exports them, and the convolutions and Linears of other models; `vitq inspect` shows what was found. Export the float model with torch.onnx.export, not one that is already quantised or fused by another optimiser",
         path.display()
     )]
-    NoBlocks {
+    NothingToQuantise {
         /// The file.
         path: PathBuf,
         /// The operators by frequency, in one line.

@@ -41,7 +41,8 @@ pub fn read(path: &Path) -> Result<Model, PipelineError> {
     onnx::read(path).map_err(|source| PipelineError::Read { path: path.to_owned(), source })
 }
 
-/// Reads a model, brings it to the canonical form and recognises its blocks; a model without a block is no error here.
+/// Reads a model, brings it to the canonical form and recognises its blocks; a model without anything to quantise is no error
+/// here.
 ///
 /// # Errors
 /// When the file cannot be read or has no canonical form.
@@ -55,16 +56,17 @@ pub fn load(path: &Path) -> Result<Source, PipelineError> {
 }
 
 impl Source {
-    /// Refuses a model without a block.
+    /// Refuses a model without a block, convolution or Linear, and one that is quantised already.
     ///
     /// # Errors
-    /// [`PipelineError::NoBlocks`].
-    pub fn require_blocks(&self) -> Result<(), PipelineError> {
-        if !self.vit.blocks.is_empty() {
+    /// [`PipelineError::NothingToQuantise`].
+    pub fn require_sites(&self) -> Result<(), PipelineError> {
+        let found = !self.vit.blocks.is_empty() || !self.vit.general.is_empty() && !is_quantised(&self.model);
+        if found {
             return Ok(());
         }
         let nearest = self.vit.near_misses.first().or(self.canon.near_misses.first());
-        Err(PipelineError::NoBlocks {
+        Err(PipelineError::NothingToQuantise {
             path: self.path.clone(),
             ops: histogram_line(&self.ops),
             nearest: match nearest {

@@ -111,7 +111,8 @@ fn weight(facts: &ModelFacts, site: &SiteRef, cfg: &SiteConfig) -> Result<SitePl
         cfg.calibration_mode = CalibrationMode::ChannelWise;
     }
     let tensor = site.values.first().and_then(|v| facts.constants.get(v)).ok_or_else(missing)?;
-    let (scheme, observed) = weights::scheme(tensor, &cfg).map_err(|what| PolicyError::Weight { site: name.clone(), what })?;
+    let (scheme, observed) =
+        weights::scheme(site.site, tensor, &cfg).map_err(|what| PolicyError::Weight { site: name.clone(), what })?;
     Ok(SitePlan { name, site: site.clone(), scheme, observed, note: None })
 }
 

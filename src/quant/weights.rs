@@ -7,24 +7,24 @@ use crate::calib::stats::{Recording, ValueStats};
 use crate::calib::{Grid, RangeQuery};
 use crate::config::schema::{CalibrationMode, Observer, SiteConfig};
 use crate::ir::Tensor;
+use crate::vit::Site;
 
 /// The channel axis of a constant: the output channel of a Linear's `[in, out]` and of a convolution's `[out, in, …]`, the
 /// last axis of anything else.
-fn channel_axis(shape: &[usize]) -> Option<usize> {
-    match shape.len() {
-        0 => None,
-        2 => Some(1),
-        4 => Some(0),
-        n => Some(n - 1),
+fn channel_axis(site: Site, shape: &[usize]) -> Option<usize> {
+    match (site, shape.len()) {
+        (_, 0) => None,
+        (Site::Conv | Site::PatchEmbed, _) => Some(0),
+        (_, n) => Some(n - 1),
     }
 }
 
 /// The scheme of a constant, and its smallest and largest element.
-pub(super) fn scheme(tensor: &Tensor, cfg: &SiteConfig) -> Result<(Scheme, [f32; 2]), String> {
+pub(super) fn scheme(site: Site, tensor: &Tensor, cfg: &SiteConfig) -> Result<(Scheme, [f32; 2]), String> {
     let data = tensor.to_f32().map_err(|e| e.to_string())?;
     let axis = match cfg.calibration_mode {
         CalibrationMode::LayerWise => None,
-        CalibrationMode::ChannelWise => channel_axis(&tensor.shape),
+        CalibrationMode::ChannelWise => channel_axis(site, &tensor.shape),
     };
     let from_end = axis.and_then(|a| u8::try_from(tensor.shape.len() - a).ok());
     let recording = Recording {

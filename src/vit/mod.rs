@@ -1,12 +1,15 @@
-//! Finds the blocks of a Vision Transformer in a canonical graph and names their quantisation sites.
+//! Finds the blocks of a Vision Transformer in a canonical graph and names their quantisation sites; what is in no block gets
+//! sites by the general rules.
 //!
 //! Nothing is rewritten here: the result, [`Vit`], speaks of values by name, so that it outlives every pass.
 
 mod block;
+mod general;
 mod outside;
 mod site;
 
 pub use block::{Attention, Block, Linear, Mlp, find};
+pub use general::General;
 pub use site::{Section, Site, SiteRef};
 
 use crate::ir::Graph;
@@ -17,7 +20,9 @@ use crate::pattern::NearMiss;
 pub struct Vit {
     /// The blocks, in the order of the data flow.
     pub blocks: Vec<Block>,
-    /// Every quantisation site, block by block, then those outside the blocks.
+    /// What the general rules found outside the blocks.
+    pub general: General,
+    /// Every quantisation site: block by block, then those around the blocks, then those of the general rules.
     pub sites: Vec<SiteRef>,
     /// Where a block was all but matched.
     #[serde(skip)]
@@ -29,5 +34,7 @@ pub fn recognise(graph: &Graph) -> Vit {
     let (blocks, near_misses) = find(graph);
     let mut sites: Vec<SiteRef> = blocks.iter().flat_map(block::sites).collect();
     sites.extend(outside::sites(graph, &blocks));
-    Vit { blocks, sites, near_misses }
+    let (general, more) = general::sites(graph, &sites);
+    sites.extend(more);
+    Vit { blocks, general, sites, near_misses }
 }

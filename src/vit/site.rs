@@ -76,9 +76,36 @@ sites! {
     Norm = "norm", ExtraLayer, "output of the final LayerNorm";
     Head = "head", ExtraLayer, "weights of the classifier";
     HeadOutput = "head_output", ExtraLayer, "the logits";
+    LayerInput = "layer_input", ExtraLayer, "what a convolution or Linear in no block reads and no other site is";
+    Conv = "conv", ExtraLayer, "weights of a convolution in no block";
+    ConvOutput = "conv_output", ExtraLayer, "output of a convolution in no block, after its Relu or Clip";
+    Linear = "linear", ExtraLayer, "weights of a Linear in no block";
+    LinearOutput = "linear_output", ExtraLayer, "output of a Linear in no block, after its Relu or Clip";
+    AddOutput = "add_output", ExtraLayer, "a sum in no block, after its Relu or Clip";
+    MulOutput = "mul_output", ExtraLayer, "a product of two activations in no block";
+    ConcatOutput = "concat_output", ExtraLayer, "activations joined in no block";
+    PoolOutput = "pool_output", ExtraLayer, "output of an average pool";
+    ActOutput = "act_output", ExtraLayer, "output of an activation function in no block that does more than clip";
 }
 
 impl Site {
+    /// Whether the site comes of the general rules: there may be many in a model, told apart by their values' names.
+    pub const fn is_general(self) -> bool {
+        matches!(
+            self,
+            Site::LayerInput
+                | Site::Conv
+                | Site::ConvOutput
+                | Site::Linear
+                | Site::LinearOutput
+                | Site::AddOutput
+                | Site::MulOutput
+                | Site::ConcatOutput
+                | Site::PoolOutput
+                | Site::ActOutput
+        )
+    }
+
     /// The site of a name.
     pub fn from_name(name: &str) -> Option<Site> {
         Site::ALL.iter().copied().find(|s| s.name() == name)
@@ -112,7 +139,8 @@ pub struct SiteRef {
     pub block: Option<usize>,
     /// The kind.
     pub site: Site,
-    /// Which of several tensors of one site (`q`, `k`, `v`; `weight` where weights and output share a name).
+    /// Which of several tensors of one site (`q`, `k`, `v`; `weight` where weights and output share a name; the first
+    /// value's name for a site of the general rules).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part: Option<String>,
     /// Whether the tensor is a constant.
@@ -134,8 +162,11 @@ impl SiteRef {
         name
     }
 
-    /// The value to observe: the last that carries the tensor, so that what is joined to it on the way is seen too.
+    /// The value to observe: the last that carries the tensor, so that what is joined to it on the way is seen too. By the
+    /// general rules nothing is joined, but a pool or slice may drop elements: the first.
     pub fn observed(&self) -> &str {
-        self.values.last().map_or("", String::as_str)
+        let first = self.site.is_general() || matches!(self.site, Site::Input | Site::HeadOutput);
+        let value = if first { self.values.first() } else { self.values.last() };
+        value.map_or("", String::as_str)
     }
 }

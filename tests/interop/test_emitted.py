@@ -1,6 +1,7 @@
 """Every model that vitq emits is valid ONNX, and other people's runtimes compute what it says."""
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
@@ -210,12 +211,61 @@ def cosine(a, b, along):
     return (a * b).sum(along) / np.where(norms == 0, 1, norms)
 
 
-@pytest.mark.parametrize("model", OTHERS, ids=lambda m: m.stem)
+other = pytest.mark.parametrize("model", OTHERS, ids=lambda m: m.stem)
+
+
+@other
 @emitted
-def test_other_models_are_refused(vitq, tmp_path, model, target):
-    """A model that is no ViT: an error in words, and nothing written."""
-    out = tmp_path / "out.onnx"
+def test_other_models_are_valid_and_quantised(compiled, model, target):
+    """A model without a transformer block: every layer reads codes, by operators of the standard alone."""
+    path = compiled(model, target)
+    onnx.checker.check_model(str(path), full_check=True)
+    graph = onnx.load(path).graph
+    made = {n.output[0]: n.op_type for n in graph.node}
+    layers = [n for n in graph.node if n.op_type in ("Conv", "MatMul", "Gemm")]
+    assert layers and all(made.get(i) == "DequantizeLinear" for n in layers for i in n.input)
+    assert not any(n.op_type == "BatchNormalization" or n.domain == DOMAIN for n in graph.node)
+
+
+@other
+@emitted
+def test_other_models_keep_their_accuracy(compiled, digits, model, target):
+    """Within one point of fp32 on the test split, in onnxruntime; onnx's ReferenceEvaluator agrees."""
+    path, (x, labels) = compiled(model, target), digits
+    before = accuracy(in_batches(run_ort, model, x), labels)
+    ours = in_batches(run_ort, path, x)
+    after = accuracy(ours, labels)
+    assert before >= 97 and after >= before - 1, f"{before:.2f} % before, {after:.2f} % after"
+    few = x[:IMAGES]
+    assert sqnr_db(in_batches(run_reference, path, few), ours[:IMAGES]) >= 30
+
+
+@pytest.mark.parametrize("target", ["onnxruntime"])
+def test_convolutions_run_in_integers(compiled, tmp_path, target):
+    """What onnxruntime's optimiser makes of the emitted CNN: integer kernels for every convolution, sum and pool."""
+    (model,) = [m for m in OTHERS if m.stem == "cnn_digits"]
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    ort.InferenceSession(str(compiled(model, target)), options, providers=["CPUExecutionProvider"])
+    ops = [n.op_type for n in onnx.load(options.optimized_model_filepath).graph.node]
+    assert (ops.count("QLinearConv"), ops.count("QLinearAdd"), ops.count("QLinearGlobalAveragePool")) == (8, 3, 1), ops
+    assert not {"Conv", "Add", "GlobalAveragePool", "Relu"} & set(ops), ops
+
+
+def elementwise(path):
+    """A model without any weights to quantise."""
+    shape = ["batch", 3, 32, 32]
+    x, y = (helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, shape) for n in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "elementwise", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+@emitted
+def test_models_without_layers_are_refused(vitq, tmp_path, target):
+    """An error in words, and nothing written."""
+    model, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
+    elementwise(model)
     done = vitq(*compile_args(model, target, out), check=False)
     assert done.returncode not in (0, 101), done.stdout  # 101 is a Rust panic
-    assert "panicked" not in done.stderr and done.stderr.strip()
-    assert not any(tmp_path.iterdir())
+    assert "panicked" not in done.stderr and "nothing to quantise" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["in.onnx"]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{Display, Formatter, Result};
 
-use super::text::{bytes, count, decibels, entry, percent, row, seconds, sites};
+use super::text::{bytes, count, decibels, entry, layers, percent, row, seconds, sites};
 use crate::quant::{QuantPlan, Scheme};
 
 /// How many sites have one scheme.
@@ -80,6 +80,10 @@ pub struct CompileSummary {
     pub blocks: usize,
     /// Heads of a block's attention.
     pub heads: usize,
+    /// Convolutions in no block, quantised by the general rules.
+    pub convolutions: usize,
+    /// Linears in no block, quantised by the general rules.
+    pub linears: usize,
     /// How often each canonicalisation rule applied: the exporter's forms.
     pub rules: BTreeMap<String, usize>,
     /// Places where a block or a rule all but matched.
@@ -150,7 +154,12 @@ impl Display for CompileSummary {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         row(f, "Model", &format!("{} → {}", self.model, self.output))?;
         row(f, "Target", &format!("{}, configuration {}", self.target, self.config))?;
-        row(f, "Blocks", &format!("{} recognised, {} each", self.blocks, count(self.heads, "head")))?;
+        let blocks = match self.blocks {
+            0 => "none".to_owned(),
+            n => format!("{n} recognised, {} each", count(self.heads, "head")),
+        };
+        let found: Vec<String> = [Some(blocks), layers(self.convolutions, self.linears)].into_iter().flatten().collect();
+        row(f, "Blocks", &found.join("; "))?;
         let rules: Vec<String> = self.rules.iter().map(|(name, n)| format!("{name} {n}")).collect();
         row(f, "Rules", if rules.is_empty() { "none was needed".to_owned() } else { rules.join(", ") }.as_str())?;
         if !self.near_misses.is_empty() {

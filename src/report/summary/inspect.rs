@@ -5,7 +5,7 @@ use std::fmt::{Display, Formatter, Result};
 
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::text::{bytes, count, entry, row};
+use super::text::{bytes, count, entry, layers, row, sites};
 use crate::ir::{Graph, Model, NodeId, Value};
 use crate::vit::{Block, Vit};
 
@@ -61,6 +61,10 @@ pub struct InspectSummary {
     pub quantised: bool,
     /// Recognised blocks.
     pub blocks: Vec<BlockRow>,
+    /// Convolutions in no block, quantised by the general rules.
+    pub convolutions: usize,
+    /// Linears in no block, quantised by the general rules.
+    pub linears: usize,
     /// All quantisation sites by full name.
     pub sites: Vec<String>,
     /// How often each canonicalisation rule applied: the exporter's forms.
@@ -95,6 +99,7 @@ fn blocks(graph: &Graph, vit: &Vit) -> Vec<BlockRow> {
 /// The values of the canonical graph that blocks and sites account for.
 fn covered<'a>(graph: &'a Graph, vit: &'a Vit) -> BTreeSet<&'a str> {
     let mut names: BTreeSet<&str> = vit.sites.iter().flat_map(|s| &s.values).map(String::as_str).collect();
+    names.extend(vit.general.inner.iter().map(String::as_str));
     for b in &vit.blocks {
         for l in b.attention.qkv.iter().chain([&b.attention.proj, &b.mlp.fc1, &b.mlp.fc2]) {
             names.extend([l.product.as_str(), l.output.as_str()]);
@@ -144,6 +149,8 @@ pub fn inspect(path: &str, bytes: u64, original: &Model, canonical: &Model, vit:
         parameters: graph.node_ids().into_iter().map(elements).sum(),
         quantised: false,
         blocks: blocks(&canonical.graph, vit),
+        convolutions: vit.general.convolutions,
+        linears: vit.general.linears,
         sites: vit.sites.iter().map(crate::vit::SiteRef::full_name).collect(),
         rules: BTreeMap::new(),
         near_misses: vit.near_misses.iter().map(ToString::to_string).collect(),
@@ -172,8 +179,14 @@ impl Display for InspectSummary {
         if self.quantised {
             row(f, "Note", "this model is quantised already: compile the float model instead")?;
         }
+        let general = layers(self.convolutions, self.linears);
         if self.blocks.is_empty() {
-            row(f, "Blocks", "no transformer block was recognised")?;
+            let general = general.map_or(String::new(), |g| format!("; {g}"));
+            row(f, "Blocks", &format!("none{general}"))?;
+            if !self.sites.is_empty() {
+                let sites = sites(self.sites.iter().map(String::as_str));
+                row(f, "Sites", &format!("{}: {sites}", self.sites.len()))?;
+            }
         } else {
             writeln!(f, "\n{}\n", self.table())?;
             let inside: usize = self.blocks.iter().map(|b| b.sites).sum();
@@ -183,6 +196,9 @@ impl Display for InspectSummary {
                 "Sites",
                 &format!("{}: {inside} in {}, {outside} outside", self.sites.len(), count(self.blocks.len(), "block")),
             )?;
+            if let Some(general) = general {
+                row(f, "Outside", &general)?;
+            }
         }
         let rules: Vec<String> = self.rules.iter().map(|(name, n)| format!("{name} {n}")).collect();
         row(f, "Rules", if rules.is_empty() { "none applied".to_owned() } else { rules.join(", ") }.as_str())?;

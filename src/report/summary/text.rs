@@ -2,6 +2,8 @@
 
 use std::fmt::{Formatter, Result};
 
+use crate::vit::Site;
+
 /// Width of the left column of a summary.
 const LABEL: usize = 12;
 /// Where lines of a summary end.
@@ -45,6 +47,13 @@ pub(super) fn count(n: usize, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 
+/// What the general rules found: `9 convolutions and 1 linear by the general rules`.
+pub(super) fn layers(convolutions: usize, linears: usize) -> Option<String> {
+    let parts = [(convolutions, "convolution"), (linears, "linear")];
+    let parts: Vec<String> = parts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| count(*n, what)).collect();
+    (!parts.is_empty()).then(|| format!("{} by the general rules", parts.join(" and ")))
+}
+
 /// A line of a summary: a label on the left, its text wrapped on the right.
 pub(super) fn row(f: &mut Formatter<'_>, label: &str, text: &str) -> Result {
     let mut label = label;
@@ -83,13 +92,15 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// Site names in short: `blocks.*.kv_act (4), head_output`, in order of first appearance.
+/// Site names in short: `blocks.*.kv_act (4), conv.* (9), head_output`, in order of first appearance.
 pub(super) fn sites<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     let mut groups: Vec<(String, usize)> = Vec::new();
     for name in names {
-        let short = match name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.')) {
-            Some((_, site)) => format!("blocks.*.{site}"),
-            None => name.to_owned(),
+        let general = |kind: &str| Site::from_name(kind).is_some_and(Site::is_general);
+        let short = match name.split_once('.') {
+            Some(("blocks", rest)) => rest.split_once('.').map_or(name.to_owned(), |(_, site)| format!("blocks.*.{site}")),
+            Some((kind, _)) if general(kind) => format!("{kind}.*"),
+            _ => name.to_owned(),
         };
         match groups.iter_mut().find(|(s, _)| *s == short) {
             Some((_, n)) => *n += 1,
@@ -114,8 +125,16 @@ mod tests {
 
     #[test]
     fn sites_of_all_blocks_are_one_entry() {
-        let names = ["blocks.0.kv_act", "blocks.0.sv_attn", "blocks.11.kv_act", "head_output"];
-        assert_eq!(sites(names), "blocks.*.kv_act (2), blocks.*.sv_attn, head_output");
+        let names =
+            ["blocks.0.kv_act", "blocks.0.sv_attn", "blocks.11.kv_act", "conv.a.weight", "conv.b", "embed.x", "head_output"];
+        assert_eq!(sites(names), "blocks.*.kv_act (2), blocks.*.sv_attn, conv.* (2), embed.x, head_output");
+    }
+
+    #[test]
+    fn layers_of_the_general_rules_are_counted() {
+        assert_eq!(layers(9, 1).as_deref(), Some("9 convolutions and 1 linear by the general rules"));
+        assert_eq!(layers(0, 2).as_deref(), Some("2 linears by the general rules"));
+        assert_eq!(layers(0, 0), None);
     }
 
     #[test]
