@@ -32,24 +32,30 @@ struct Compiled {
     plan: QuantPlan,
     model: Model,
     report: LowerReport,
+    samples: usize,
     /// Of the logits on the calibration images, in dB.
     sqnr: f64,
 }
 
 fn compiled(target: Target, config: &Config) -> Compiled {
-    let path = Path::new(CNN);
+    let c = compiled_from(Path::new(CNN), Path::new(CALIB), &data(), target, config);
+    assert_eq!(c.samples, 64);
+    c
+}
+
+fn compiled_from(path: &Path, images: &Path, data: &DataOptions, target: Target, config: &Config) -> Compiled {
     let source = pipeline::load(path).unwrap();
     source.require_sites().unwrap();
-    let feed = Feed::new(path, &source.model, &data()).unwrap();
-    let samples = feed.open(Path::new(CALIB)).unwrap();
+    let feed = Feed::new(path, &source.model, data).unwrap();
+    let samples = feed.open(images).unwrap();
     let engine = pipeline::engine_of(&source, config, &feed.engine_options()).unwrap();
     let stats = pipeline::calibrate(&source, config, &engine, &samples, 1, &()).unwrap();
     let plan = pipeline::plan(&source, &stats, config, target).unwrap();
     let (model, report) = pipeline::lower(&source, &plan).unwrap();
     let emitted = pipeline::runnable(path, model.clone(), &feed.engine_options()).unwrap();
     let evaluation = pipeline::evaluate(&emitted, Some(&engine), &samples, None, 1, &()).unwrap();
-    assert_eq!(evaluation.samples, 64);
-    Compiled { source, plan, model, report, sqnr: evaluation.sqnr_db.unwrap() }
+    let (samples, sqnr) = (evaluation.samples, evaluation.sqnr_db.unwrap());
+    Compiled { source, plan, model, report, samples, sqnr }
 }
 
 /// The value behind a DequantizeLinear, or the value itself.
@@ -203,4 +209,33 @@ fn what_has_no_codes_is_no_operand() {
     let expected = ["input = x", "conv.w = w", "conv_output.c = c", "layer_input.a = a", "conv_output.e = e"];
     assert_eq!(names(&vit), expected.map(str::to_owned));
     assert_eq!(vit.general.convolutions, 2);
+}
+
+/// Exporters merge equal constants: layers that share weights and bias, each with another input scale.
+#[test]
+fn shared_constants_are_quantised_once_and_shared_biases_for_each_layer() {
+    let text = r#"<ir_version: 8, opset_import: ["" : 17]>
+g (float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y)
+<float[1, 1, 1, 1] w = {2}, float[1] b = {0.5}>
+{
+  c = Conv (x, w, b)
+  d = Conv (c, w, b)
+  y = Conv (d, w, b)
+}"#;
+    let dir = tempfile::tempdir().unwrap();
+    let (path, images) = (dir.path().join("shared.onnx"), dir.path().join("x.npy"));
+    std::fs::write(&path, vitq::onnx::encode(&parse_model(text).unwrap()).unwrap()).unwrap();
+    let data = ndarray::Array4::from_shape_vec((4, 1, 4, 4), common::numbers(1, 64)).unwrap();
+    let mut npy = Vec::new();
+    ndarray_npy::WriteNpyExt::write_npy(&data, &mut npy).unwrap();
+    std::fs::write(&images, npy).unwrap();
+    for target in TARGETS {
+        let c = compiled_from(&path, &images, &DataOptions::default(), target, &preset("int8"));
+        assert_eq!((c.report.weights, c.report.biases), (1, 3));
+        let graph = &c.model.graph;
+        let names = graph.ops().into_iter().map(|id| graph.op(id).unwrap().name.as_str());
+        let names: Vec<&str> = names.filter(|n| !n.is_empty()).collect();
+        assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "{names:?}");
+        assert!(c.sqnr >= 30.0, "{target}: {} dB", c.sqnr);
+    }
 }

@@ -87,6 +87,10 @@ const CASES: &[(&str, Expect)] = &[
     ("linear_from_gemm_row_bias", Rules(&["linear-from-gemm"])),
     ("linear_from_gemm_without_bias", Rules(&["linear-from-gemm"])),
     ("linear_without_bias", Nothing),
+    ("mean_as_pool", Rules(&["mean-as-pool"])),
+    ("mean_as_pool_counted_from_the_end", Rules(&["mean-as-pool"])),
+    ("mean_as_pool_near_miss_dropped", Not("mean-as-pool", "")),
+    ("mean_as_pool_near_miss_rank", Not("mean-as-pool", "")),
     ("merge_transposes", Keeps("y = Transpose <perm = [0, 2, 3, 1]> (x)")),
     ("merge_transposes_near_miss", Keeps("y = Transpose <perm = [0, 1, 3, 2]> (r)")),
     ("merge_transposes_shared", Keeps("y = Transpose <perm = [0, 2, 3, 1]> (x)")),
@@ -100,8 +104,15 @@ const CASES: &[(&str, Expect)] = &[
 ];
 
 /// The rules whose near misses are too common to report.
-const SILENT: &[&str] =
-    &["linear-bias-last", "scale-out-of-scores", "scale-out-of-transpose", "merge-scales", "scale-as-mul", "fold-scale-into-q"];
+const SILENT: &[&str] = &[
+    "linear-bias-last",
+    "scale-out-of-scores",
+    "scale-out-of-transpose",
+    "merge-scales",
+    "scale-as-mul",
+    "fold-scale-into-q",
+    "mean-as-pool",
+];
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/rewrites")

@@ -13,6 +13,7 @@ pub mod inline;
 mod linear;
 mod norm;
 mod opset;
+mod pool;
 mod weights;
 
 use std::collections::BTreeMap;
@@ -89,7 +90,7 @@ pub fn canonicalise_by(model: &mut Model, stages: &[Vec<Rule>]) -> Result<CanonR
 
 /// Stage 3: fuse up.
 pub fn fuse_rules() -> Vec<Rule> {
-    [norm::rules(), gelu::rules(), linear::rules(), batch_norm::rules()].into_iter().flatten().collect()
+    [norm::rules(), gelu::rules(), linear::rules(), batch_norm::rules(), pool::rules()].into_iter().flatten().collect()
 }
 
 /// Stages 4 and 5: decompose `Attention`, unify the selection of q, k, v and the scale.

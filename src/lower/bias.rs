@@ -67,7 +67,9 @@ fn replace(edit: &mut Edit<'_>, reader: NodeId, port: u32, old: Value, codes: Ve
     let codes = edit.add_init(reader, &format!("{name}_quantized"), Tensor::vector(&codes));
     let scale = edit.add_init(reader, &format!("{name}_scale"), Tensor::vector(&scales));
     let zero = edit.add_init(reader, &format!("{name}_zero_point"), Tensor::vector(&vec![0i32; n]));
-    let dq = NewOp::std("DequantizeLinear", &format!("{name}_dequantized")).inputs([codes, scale, zero]);
+    // Layers may share a bias, which then has codes of its own in each: nodes need names of their own too.
+    let stem = edit.fresh_name(&format!("{name}_dequantized"));
+    let dq = NewOp::std("DequantizeLinear", &stem).inputs([codes, scale, zero]);
     let dq = edit.add(reader, dq.attr("axis", AttrValue::Int(0)));
     edit.set_input(reader, port, Some(dq));
 }
