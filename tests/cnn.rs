@@ -4,7 +4,7 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use vitq::canon;
 use vitq::config::{self, Config};
@@ -211,6 +211,18 @@ fn what_has_no_codes_is_no_operand() {
     assert_eq!(vit.general.convolutions, 2);
 }
 
+/// A model file and sixteen-pixel images for it, in a folder that lives as long as its handle.
+fn files(text: &str) -> (tempfile::TempDir, PathBuf, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, images) = (dir.path().join("shared.onnx"), dir.path().join("x.npy"));
+    std::fs::write(&path, vitq::onnx::encode(&parse_model(text).unwrap()).unwrap()).unwrap();
+    let data = ndarray::Array4::from_shape_vec((4, 1, 4, 4), common::numbers(1, 64)).unwrap();
+    let mut npy = Vec::new();
+    ndarray_npy::WriteNpyExt::write_npy(&data, &mut npy).unwrap();
+    std::fs::write(&images, npy).unwrap();
+    (dir, path, images)
+}
+
 /// Exporters merge equal constants: layers that share weights and bias, each with another input scale.
 #[test]
 fn shared_constants_are_quantised_once_and_shared_biases_for_each_layer() {
@@ -222,13 +234,7 @@ g (float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y)
   d = Conv (c, w, b)
   y = Conv (d, w, b)
 }"#;
-    let dir = tempfile::tempdir().unwrap();
-    let (path, images) = (dir.path().join("shared.onnx"), dir.path().join("x.npy"));
-    std::fs::write(&path, vitq::onnx::encode(&parse_model(text).unwrap()).unwrap()).unwrap();
-    let data = ndarray::Array4::from_shape_vec((4, 1, 4, 4), common::numbers(1, 64)).unwrap();
-    let mut npy = Vec::new();
-    ndarray_npy::WriteNpyExt::write_npy(&data, &mut npy).unwrap();
-    std::fs::write(&images, npy).unwrap();
+    let (_folder, path, images) = files(text);
     for target in TARGETS {
         let c = compiled_from(&path, &images, &DataOptions::default(), target, &preset("int8"));
         assert_eq!((c.report.weights, c.report.biases), (1, 3));
@@ -236,6 +242,26 @@ g (float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y)
         let names = graph.ops().into_iter().map(|id| graph.op(id).unwrap().name.as_str());
         let names: Vec<&str> = names.filter(|n| !n.is_empty()).collect();
         assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "{names:?}");
+        assert!(c.sqnr >= 30.0, "{target}: {} dB", c.sqnr);
+    }
+}
+
+#[test]
+fn activations_are_tables_on_the_integer_target() {
+    let text = r#"<ir_version: 8, opset_import: ["" : 17]>
+g (float[1, 1, 4, 4] x) => (float[1, 1, 4, 4] y)
+<float[1, 1, 1, 1] w = {6}, float[1] b = {-1}>
+{
+  c = Conv (x, w, b)
+  h = HardSwish (c)
+  s = Sigmoid (h)
+  y = Mul (h, s)
+}"#;
+    let (_folder, path, images) = files(text);
+    for (target, tables) in [(Target::Integer, 2), (Target::OnnxRuntime, 0)] {
+        let c = compiled_from(&path, &images, &DataOptions::default(), target, &preset("int8"));
+        assert_eq!((c.report.custom_ops, c.report.notes.as_slice()), (tables, &[][..]));
+        assert_eq!((ops(&c.model, "HardSwish").len(), ops(&c.model, "Sigmoid").len()), if tables == 2 { (0, 0) } else { (1, 1) });
         assert!(c.sqnr >= 30.0, "{target}: {} dB", c.sqnr);
     }
 }

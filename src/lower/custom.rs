@@ -23,7 +23,10 @@ pub(super) fn lower(
     let by_dq: BTreeMap<Value, Pair> = quantised.values.values().map(|p| (p.dequantised, p.clone())).collect();
     for id in edit.ops() {
         let Some(op) = edit.op(id).map(|o| o.op.clone()) else { continue };
-        let Some(input) = edit.input(id, 0).and_then(|v| by_dq.get(&v)) else { continue };
+        let Some(mut input) = edit.input(id, 0).and_then(|v| by_dq.get(&v)).cloned() else { continue };
+        // The codes may come from a custom op by now, which an earlier turn put there.
+        input.codes = edit.input(input.dequantised.node, 0).unwrap_or(input.codes);
+        let input = &input;
         let output = Value { node: id, port: 0 };
         let pair = quantised.values.get(edit.value_name(output)).cloned();
         let done = match (op.op_type.as_str(), pair) {
@@ -33,7 +36,7 @@ pub(super) fn lower(
                 needed: "the last",
             }),
             ("LayerNormalization", Some(y)) => layer_norm(edit, id, input, &y),
-            ("Gelu" | "Sigmoid" | "Tanh", Some(y)) => lut(edit, id, input, &y),
+            ("Gelu" | "Sigmoid" | "Tanh" | "HardSwish", Some(y)) => lut(edit, id, input, &y),
             ("Softmax", _) => match quantised.log2.get(edit.value_name(output)) {
                 Some(&(bits, r)) => log_softmax(edit, id, input, row_length(shapes, output), (bits, r)),
                 None => continue,
@@ -162,6 +165,7 @@ fn lut(edit: &mut Edit<'_>, id: NodeId, x: &Pair, y: &Pair) -> Result<(), TableE
         ("Gelu", false) => (Activation::Gelu, "LutGelu"),
         ("Gelu", true) => (Activation::GeluTanh, "LutGelu"),
         ("Sigmoid", _) => (Activation::Sigmoid, "Lut"),
+        ("HardSwish", _) => (Activation::HardSwish, "Lut"),
         _ => (Activation::Tanh, "Lut"),
     };
     let entries = activation_table(function, affine(x), code_type(x.coding), affine(y), y.coding.range())?;
