@@ -1,5 +1,7 @@
 //! The only mutator of a graph.
 
+use std::collections::BTreeMap;
+
 use petgraph::Direction;
 use petgraph::visit::EdgeRef;
 
@@ -77,6 +79,7 @@ impl NewOp {
 #[derive(Debug)]
 pub struct Edit<'g> {
     graph: &'g mut Graph,
+    added: Vec<NodeId>,
 }
 
 impl std::ops::Deref for Edit<'_> {
@@ -89,7 +92,7 @@ impl std::ops::Deref for Edit<'_> {
 impl<'g> Edit<'g> {
     /// Starts a change.
     pub fn new(graph: &'g mut Graph) -> Self {
-        Edit { graph }
+        Edit { graph, added: Vec::new() }
     }
 
     /// A name that no value has, made from a stem.
@@ -171,6 +174,7 @@ impl<'g> Edit<'g> {
             extra: bytes::Bytes::new(),
         };
         let id = self.insert(NodeKind::Op(op), ord, outputs);
+        self.added.push(id);
         for (port, value) in (0..).zip(new.inputs) {
             if let Some(value) = value {
                 self.connect(value, id, port);
@@ -388,12 +392,38 @@ impl<'g> Edit<'g> {
         self.graph.listed_infos.retain(|(name, _)| by_name.contains_key(name));
     }
 
-    /// Ends the change: sweeps and verifies.
+    /// Gives every added operator whose name another one has a name of its own: onnxruntime refuses two nodes of one name.
+    /// Names that came with a file stay, so that a round trip changes nothing.
+    fn separate_names(&mut self) {
+        let added = std::mem::take(&mut self.added);
+        let mut taken: BTreeMap<String, usize> = BTreeMap::new();
+        for id in self.graph.ops() {
+            if let Some(op) = self.graph.op(id) {
+                *taken.entry(op.name.clone()).or_default() += 1;
+            }
+        }
+        for id in added {
+            let Some(op) = self.op_mut(id).filter(|op| !op.name.is_empty()) else { continue };
+            let Some(bearers) = taken.get_mut(&op.name).filter(|n| **n > 1) else { continue };
+            *bearers -= 1;
+            let mut n = 1usize;
+            let mut name = format!("{}_{n}", op.name);
+            while taken.contains_key(&name) {
+                n += 1;
+                name = format!("{}_{n}", op.name);
+            }
+            taken.insert(name.clone(), 1);
+            op.name = name;
+        }
+    }
+
+    /// Ends the change: sweeps, separates the names of operators and verifies.
     ///
     /// # Errors
     /// The first broken invariant.
     pub fn commit(mut self) -> Result<(), VerifyError> {
         self.sweep();
+        self.separate_names();
         self.graph.verify()
     }
 
