@@ -1,6 +1,6 @@
 //! The only mutator of a graph.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use petgraph::Direction;
 use petgraph::visit::EdgeRef;
@@ -79,7 +79,7 @@ impl NewOp {
 #[derive(Debug)]
 pub struct Edit<'g> {
     graph: &'g mut Graph,
-    added: Vec<NodeId>,
+    added: BTreeSet<NodeId>,
 }
 
 impl std::ops::Deref for Edit<'_> {
@@ -92,7 +92,7 @@ impl std::ops::Deref for Edit<'_> {
 impl<'g> Edit<'g> {
     /// Starts a change.
     pub fn new(graph: &'g mut Graph) -> Self {
-        Edit { graph, added: Vec::new() }
+        Edit { graph, added: BTreeSet::new() }
     }
 
     /// A name that no value has, made from a stem.
@@ -174,7 +174,7 @@ impl<'g> Edit<'g> {
             extra: bytes::Bytes::new(),
         };
         let id = self.insert(NodeKind::Op(op), ord, outputs);
-        self.added.push(id);
+        self.added.insert(id);
         for (port, value) in (0..).zip(new.inputs) {
             if let Some(value) = value {
                 self.connect(value, id, port);
@@ -396,24 +396,24 @@ impl<'g> Edit<'g> {
     /// Names that came with a file stay, so that a round trip changes nothing.
     fn separate_names(&mut self) {
         let added = std::mem::take(&mut self.added);
-        let mut taken: BTreeMap<String, usize> = BTreeMap::new();
-        for id in self.graph.ops() {
-            if let Some(op) = self.graph.op(id) {
-                *taken.entry(op.name.clone()).or_default() += 1;
-            }
-        }
+        let name_of = |id: &NodeId| self.graph.op(*id).map(|op| op.name.clone()).filter(|n| !n.is_empty());
+        let ops = self.graph.ops();
+        let mut known: BTreeSet<String> = ops.iter().filter_map(name_of).collect();
+        let mut borne: BTreeSet<String> = ops.iter().filter(|id| !added.contains(id)).filter_map(name_of).collect();
         for id in added {
             let Some(op) = self.op_mut(id).filter(|op| !op.name.is_empty()) else { continue };
-            let Some(bearers) = taken.get_mut(&op.name).filter(|n| **n > 1) else { continue };
-            *bearers -= 1;
-            let mut n = 1usize;
-            let mut name = format!("{}_{n}", op.name);
-            while taken.contains_key(&name) {
-                n += 1;
-                name = format!("{}_{n}", op.name);
+            if borne.insert(op.name.clone()) {
+                continue;
             }
-            taken.insert(name.clone(), 1);
-            op.name = name;
+            let (stem, mut n) = (std::mem::take(&mut op.name), 1usize);
+            op.name = loop {
+                let name = format!("{stem}_{n}");
+                if known.insert(name.clone()) {
+                    break name;
+                }
+                n += 1;
+            };
+            borne.insert(op.name.clone());
         }
     }
 
