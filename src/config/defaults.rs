@@ -18,7 +18,7 @@ pub(super) fn built_in(site: &str) -> SiteConfig {
         percentile_alpha: 0.99999,
         percentile_sigma: 0.01,
         kl_bins: 2048,
-        log2_fraction_bits: 3,
+        log2_fraction_bits: log2_fraction_bits(8),
         // FQ-ViT has 3; the residual stream of augreg ViTs spans more powers of two than that.
         max_exponent: 7,
         ptf_search: true,
@@ -33,4 +33,10 @@ pub(super) fn built_in(site: &str) -> SiteConfig {
         "intSoft" => SiteConfig { method: Method::Log2, signed: false, ..activation },
         _ => activation,
     }
+}
+
+/// Fraction bits of a log2 code: 2^b codes in steps of 2^−r reach down to 2^−(2^(b − r)). With 8 bits' r = 3, codes of 4 bits
+/// would end at 2^−1.9, and every probability of a row without a winner would be 0.
+pub(super) fn log2_fraction_bits(bits: u8) -> u8 {
+    bits.clamp(5, 8) - 5
 }
