@@ -131,12 +131,17 @@ fn activation(
     let (lo, hi) = seen.range().ok_or_else(missing)?;
     let mut notes: Vec<String> = Vec::new();
     let signed = target.signed(site).unwrap_or(cfg.signed);
-    let codes = Codes { bits: cfg.bits, signed };
+    let mut codes = Codes { bits: cfg.bits, signed };
     let mut site_ref = site.clone();
     if !target.quantises_carriers(site.site) {
         site_ref.values.truncate(1);
     }
     let ptf = cfg.method == Method::Ptf && ptf_possible(site, target, &mut notes);
+    if ptf && !codes.signed && matches!(site.site, Site::Norm1 | Site::Norm2 | Site::MlpAct | Site::Norm) {
+        // onnxruntime fuses an unsigned DequantizeLinear with the MatMul that reads it, and then refuses a zero point a channel.
+        codes.signed = true;
+        notes.push("signed codes: onnxruntime refuses a MatMul of unsigned ones with a scale a channel".to_owned());
+    }
     let log2 = cfg.method == Method::Log2 && log2_possible(facts, config, site, cfg, target, &mut notes);
     let scheme = if log2 {
         Scheme::Log2 { bits: cfg.bits, fraction_bits: cfg.log2_fraction_bits }
