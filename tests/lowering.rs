@@ -340,7 +340,7 @@ fn sixteen_bits_need_opset_21() {
 fn sixteen_bits_whose_dequantizer_a_custom_op_replaced_need_opset_21_too() {
     let yaml = "extra_layer: {mlp_fc1_output: {bit_type: {bits: 16, symmetric: false}}}";
     let (model, ..) = lowered(&variant(yaml), Target::Integer);
-    assert!(ops(&model).get("ai.vitq.LutGelu").is_some(), "{:?}", ops(&model));
+    assert!(ops(&model).contains_key("ai.vitq.LutGelu"), "{:?}", ops(&model));
     assert_eq!(model.opset(""), Some(21));
 }
 
