@@ -280,7 +280,8 @@ fn unsigned_codes() {
 #[test]
 fn symmetric_codes() {
     for (signed, middle) in [(true, 0), (false, 128)] {
-        let yaml = format!("default: {{bit_type: {{bits: 8, signed: {signed}, symmetric: true}}}}");
+        let yaml =
+            format!("default: {{observer_type: MinmaxObserver, bit_type: {{bits: 8, signed: {signed}, symmetric: true}}}}");
         let (model, plan, _) = lowered(&variant(&yaml), Target::Integer);
         for (site, .., scale, zero) in affine_sites(&plan).filter(|(s, ..)| s.name != "patch_embed") {
             assert_eq!(zero, middle, "{}", site.name);

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::schema::{CalibrationMode, Method, Observer, SiteConfig, WEIGHTS};
 
 /// The built-in default of a site: 8 bits; weights symmetric with one scale for each output channel, activations affine
-/// with one scale, the LayerNorm inputs PTF, the softmax Log2. Ranges are those of the smallest and largest value.
+/// with one scale, the residual stream and what is added to it PTF, the softmax Log2. Ranges are those of the smallest and
+/// largest value, but for three kinds of sites with long tails.
 pub(super) fn built_in(site: &str) -> SiteConfig {
     let activation = SiteConfig {
         calibration_mode: CalibrationMode::LayerWise,
@@ -26,10 +27,17 @@ pub(super) fn built_in(site: &str) -> SiteConfig {
         sources: BTreeMap::new(),
     };
     match site {
+        "patch_embed" => {
+            let observer = Observer::Omse;
+            SiteConfig { calibration_mode: CalibrationMode::ChannelWise, symmetric: true, observer, ..activation }
+        }
         _ if WEIGHTS.contains(&site) => {
             SiteConfig { calibration_mode: CalibrationMode::ChannelWise, symmetric: true, ..activation }
         }
-        "residual1" | "residual2" | "embed" => SiteConfig { method: Method::Ptf, ..activation },
+        // The residual stream, and what is added to it: a few channels are tens of times larger than the others.
+        "residual1" | "residual2" | "embed" | "attn_proj_output" | "mlp_act2" => SiteConfig { method: Method::Ptf, ..activation },
+        // A few large values, which cost less when they are cut than the resolution that they take.
+        "norm2" | "mlp_act" => SiteConfig { observer: Observer::Omse, ..activation },
         "intSoft" => SiteConfig { method: Method::Log2, signed: false, ..activation },
         _ => activation,
     }
