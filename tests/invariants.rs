@@ -239,6 +239,30 @@ fn invariant_4_commit_sweeps_what_no_output_needs() {
 }
 
 #[test]
+fn invariant_4_commit_separates_the_names_of_added_operators() {
+    let mut m = model("g (float[2] x) => (float[2] y) { a = Relu (x) \n b = Relu (a) \n y = Add (a, b) }");
+    let [a, b, y] = ["a", "b", "y"].map(|name| m.graph.value(name).unwrap().node);
+    let mut edit = Edit::new(&mut m.graph);
+    for twin in [a, b] {
+        edit.op_mut(twin).unwrap().name = "twin".to_owned();
+    }
+    for port in [0, 1] {
+        let read = edit.input(y, port).unwrap();
+        let negated = edit.add(y, NewOp::std("Neg", "shared").input(read));
+        edit.set_input(y, port, Some(negated));
+    }
+    let read = edit.input(y, 0).unwrap();
+    let last = edit.add(y, NewOp::std("Abs", "twin").input(read));
+    edit.set_input(y, 0, Some(last));
+    edit.commit().unwrap();
+    let mut names: Vec<&str> = m.graph.ops().into_iter().map(|id| m.graph.op(id).unwrap().name.as_str()).collect();
+    names.retain(|n| !n.is_empty());
+    names.sort_unstable();
+    // What came with the file keeps its names, good or bad.
+    assert_eq!(names, ["shared", "shared_1", "twin", "twin", "twin_1"]);
+}
+
+#[test]
 fn invariant_4_commit_verifies() {
     let start = || model("g (float[2] x) => (float[2] y) { a = Relu (x) \n y = Add (a, x) }");
     let mut m = start();

@@ -280,7 +280,8 @@ fn unsigned_codes() {
 #[test]
 fn symmetric_codes() {
     for (signed, middle) in [(true, 0), (false, 128)] {
-        let yaml = format!("default: {{bit_type: {{bits: 8, signed: {signed}, symmetric: true}}}}");
+        let yaml =
+            format!("default: {{observer_type: MinmaxObserver, bit_type: {{bits: 8, signed: {signed}, symmetric: true}}}}");
         let (model, plan, _) = lowered(&variant(&yaml), Target::Integer);
         for (site, .., scale, zero) in affine_sites(&plan).filter(|(s, ..)| s.name != "patch_embed") {
             assert_eq!(zero, middle, "{}", site.name);
@@ -337,6 +338,14 @@ fn sixteen_bits_need_opset_21() {
 }
 
 #[test]
+fn sixteen_bits_whose_dequantizer_a_custom_op_replaced_need_opset_21_too() {
+    let yaml = "extra_layer: {mlp_fc1_output: {bit_type: {bits: 16, symmetric: false}}}";
+    let (model, ..) = lowered(&variant(yaml), Target::Integer);
+    assert!(ops(&model).contains_key("ai.vitq.LutGelu"), "{:?}", ops(&model));
+    assert_eq!(model.opset(""), Some(21));
+}
+
+#[test]
 fn log2_codes_of_four_and_eight_bits() {
     for (bits, r, least) in [(4, 0, 8.0), (8, 3, 20.0)] {
         let yaml = format!(
@@ -351,6 +360,36 @@ fn log2_codes_of_four_and_eight_bits() {
         let found = sqnr(&model);
         assert!(found > least, "{bits} bits: {found} dB");
     }
+}
+
+#[test]
+fn log2_codes_reach_far_enough_whatever_their_width() {
+    for (bits, r) in [(4, 0), (5, 0), (6, 1), (7, 2), (8, 3)] {
+        let yaml = format!("attn_layer: {{intSoft: {{bit_type: {{bits: {bits}}}}}}}");
+        let (_, plan) = planned(&variant(&yaml), Target::Integer);
+        assert_eq!(plan.site("blocks.0.intSoft").unwrap().scheme, Scheme::Log2 { bits, fraction_bits: r });
+    }
+}
+
+#[test]
+fn ptf_is_kept_from_values_without_a_channel_axis_and_noted() {
+    let yaml = "default: {quantization_method: PTF, bit_type: {signed: false, symmetric: false}}";
+    let (model, plan, _) = lowered(&variant(yaml), Target::Integer);
+    for (name, ptf, note) in [
+        ("input", false, Some("last axis")),
+        ("blocks.0.attn_qkv_output.k", false, Some("last axis")),
+        ("blocks.0.sv_attn", false, Some("last axis")),
+        ("blocks.0.mlp_act", true, Some("signed")),
+        ("blocks.0.mlp_act2", true, None),
+    ] {
+        let site = plan.site(name).unwrap();
+        assert_eq!(matches!(site.scheme, Scheme::Ptf { .. }), ptf, "{name}");
+        assert_eq!(site.note.is_some(), note.is_some(), "{name}: {:?}", site.note);
+        assert!(note.is_none_or(|n| site.note.as_ref().unwrap().contains(n)), "{name}: {:?}", site.note);
+    }
+    assert!(sqnr(&model) > 15.0);
+    let (_, plan) = planned(&variant(yaml), Target::OnnxRuntime);
+    assert!(plan.site("blocks.0.mlp_act").unwrap().note.as_ref().unwrap().contains("PTF"));
 }
 
 #[test]
@@ -516,6 +555,10 @@ fn edited_plans_that_do_not_fit_are_refused() {
         (
             "a value's scheme for a constant",
             refused(|p| site(p, "blocks.0.mlp_fc1").scheme = Scheme::Log2 { bits: 8, fraction_bits: 0 }),
+        ),
+        (
+            "log2 codes of a step too fine",
+            refused(|p| site(p, "blocks.0.intSoft").scheme = Scheme::Log2 { bits: 8, fraction_bits: 9 }),
         ),
         ("a value called a constant", refused(|p| site(p, "blocks.0.mlp_fc1").site.values = vec!["fc1".to_owned()])),
     ];

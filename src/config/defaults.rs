@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::schema::{CalibrationMode, Method, Observer, SiteConfig, WEIGHTS};
 
 /// The built-in default of a site: 8 bits; weights symmetric with one scale for each output channel, activations affine
-/// with one scale, the LayerNorm inputs PTF, the softmax Log2. Ranges are those of the smallest and largest value.
+/// with one scale, the residual stream and what is added to it PTF, the softmax Log2. Ranges are those of the smallest and
+/// largest value, but for three kinds of sites with long tails.
 pub(super) fn built_in(site: &str) -> SiteConfig {
     let activation = SiteConfig {
         calibration_mode: CalibrationMode::LayerWise,
@@ -18,7 +19,7 @@ pub(super) fn built_in(site: &str) -> SiteConfig {
         percentile_alpha: 0.99999,
         percentile_sigma: 0.01,
         kl_bins: 2048,
-        log2_fraction_bits: 3,
+        log2_fraction_bits: log2_fraction_bits(8),
         // FQ-ViT has 3; the residual stream of augreg ViTs spans more powers of two than that.
         max_exponent: 7,
         ptf_search: true,
@@ -26,11 +27,24 @@ pub(super) fn built_in(site: &str) -> SiteConfig {
         sources: BTreeMap::new(),
     };
     match site {
+        "patch_embed" => {
+            let observer = Observer::Omse;
+            SiteConfig { calibration_mode: CalibrationMode::ChannelWise, symmetric: true, observer, ..activation }
+        }
         _ if WEIGHTS.contains(&site) => {
             SiteConfig { calibration_mode: CalibrationMode::ChannelWise, symmetric: true, ..activation }
         }
-        "residual1" | "residual2" | "embed" => SiteConfig { method: Method::Ptf, ..activation },
+        // The residual stream, and what is added to it: a few channels are tens of times larger than the others.
+        "residual1" | "residual2" | "embed" | "attn_proj_output" | "mlp_act2" => SiteConfig { method: Method::Ptf, ..activation },
+        // A few large values, which cost less when they are cut than the resolution that they take.
+        "norm2" | "mlp_act" => SiteConfig { observer: Observer::Omse, ..activation },
         "intSoft" => SiteConfig { method: Method::Log2, signed: false, ..activation },
         _ => activation,
     }
+}
+
+/// Fraction bits of a log2 code: 2^b codes in steps of 2^−r reach down to 2^−(2^(b − r)). With 8 bits' r = 3, codes of 4 bits
+/// would end at 2^−1.9, and every probability of a row without a winner would be 0.
+pub(super) fn log2_fraction_bits(bits: u8) -> u8 {
+    bits.clamp(5, 8) - 5
 }

@@ -284,7 +284,7 @@ pub struct SiteConfig {
     pub percentile_sigma: f64,
     /// Histogram bins of [`Observer::Kl`].
     pub kl_bins: u32,
-    /// Fraction bits r of [`Method::Log2`], 0 to 4.
+    /// Fraction bits r of [`Method::Log2`], 0 to 4; where none are given, as many as leave the codes 31 octaves.
     pub log2_fraction_bits: u8,
     /// Largest exponent α_c of [`Method::Ptf`], 0 to 8.
     pub max_exponent: u8,
@@ -377,6 +377,9 @@ impl Config {
         let block = block.and_then(|b| section.blocks.get(&b)).and_then(|entries| entries.get(site));
         if let Some(entry) = block {
             result.apply(site, entry, Source::Block);
+        }
+        if !result.is_given(Key::Log2FractionBits) {
+            result.log2_fraction_bits = defaults::log2_fraction_bits(result.bits);
         }
         result
     }

@@ -1,5 +1,7 @@
 //! The only mutator of a graph.
 
+use std::collections::BTreeSet;
+
 use petgraph::Direction;
 use petgraph::visit::EdgeRef;
 
@@ -77,6 +79,7 @@ impl NewOp {
 #[derive(Debug)]
 pub struct Edit<'g> {
     graph: &'g mut Graph,
+    added: BTreeSet<NodeId>,
 }
 
 impl std::ops::Deref for Edit<'_> {
@@ -89,7 +92,7 @@ impl std::ops::Deref for Edit<'_> {
 impl<'g> Edit<'g> {
     /// Starts a change.
     pub fn new(graph: &'g mut Graph) -> Self {
-        Edit { graph }
+        Edit { graph, added: BTreeSet::new() }
     }
 
     /// A name that no value has, made from a stem.
@@ -171,6 +174,7 @@ impl<'g> Edit<'g> {
             extra: bytes::Bytes::new(),
         };
         let id = self.insert(NodeKind::Op(op), ord, outputs);
+        self.added.insert(id);
         for (port, value) in (0..).zip(new.inputs) {
             if let Some(value) = value {
                 self.connect(value, id, port);
@@ -388,12 +392,38 @@ impl<'g> Edit<'g> {
         self.graph.listed_infos.retain(|(name, _)| by_name.contains_key(name));
     }
 
-    /// Ends the change: sweeps and verifies.
+    /// Gives every added operator whose name another one has a name of its own: onnxruntime refuses two nodes of one name.
+    /// Names that came with a file stay, so that a round trip changes nothing.
+    fn separate_names(&mut self) {
+        let added = std::mem::take(&mut self.added);
+        let name_of = |id: &NodeId| self.graph.op(*id).map(|op| op.name.clone()).filter(|n| !n.is_empty());
+        let ops = self.graph.ops();
+        let mut known: BTreeSet<String> = ops.iter().filter_map(name_of).collect();
+        let mut borne: BTreeSet<String> = ops.iter().filter(|id| !added.contains(id)).filter_map(name_of).collect();
+        for id in added {
+            let Some(op) = self.op_mut(id).filter(|op| !op.name.is_empty()) else { continue };
+            if borne.insert(op.name.clone()) {
+                continue;
+            }
+            let (stem, mut n) = (std::mem::take(&mut op.name), 1usize);
+            op.name = loop {
+                let name = format!("{stem}_{n}");
+                if known.insert(name.clone()) {
+                    break name;
+                }
+                n += 1;
+            };
+            borne.insert(op.name.clone());
+        }
+    }
+
+    /// Ends the change: sweeps, separates the names of operators and verifies.
     ///
     /// # Errors
     /// The first broken invariant.
     pub fn commit(mut self) -> Result<(), VerifyError> {
         self.sweep();
+        self.separate_names();
         self.graph.verify()
     }
 

@@ -152,12 +152,14 @@ fn base_scale(x: &Pair) -> f64 {
 }
 
 fn lut(edit: &mut Edit<'_>, id: NodeId, x: &Pair, y: &Pair) -> Result<(), TableError> {
-    let needed = |what| Err(TableError::Parameter { what, found: f64::NAN, needed: "one scale for the tensor" });
-    if !x.exponents.is_empty() || x.scales.len() != 1 {
-        return needed("the table's input scale");
-    }
-    if !y.exponents.is_empty() || y.scales.len() != 1 {
-        return needed("the table's output scale");
+    for (what, pair) in [("the number of the input's scales", x), ("the number of the output's scales", y)] {
+        if pair.scales.len() != 1 {
+            return Err(TableError::Parameter {
+                what,
+                found: pair.scales.len() as f64,
+                needed: "1, for one table serves all channels",
+            });
+        }
     }
     let (op_type, tanh) =
         edit.op(id).map(|o| (o.op.op_type.clone(), o.attrs.str("approximate") == Some("tanh"))).unwrap_or_default();

@@ -107,7 +107,9 @@ fn finish(model: &mut Model, plan: &QuantPlan) -> Result<(), LowerError> {
     let wide = |t: DType| matches!(t, DType::I16 | DType::U16 | DType::I4 | DType::U4);
     let needs_21 = model.graph.ops().into_iter().any(|id| {
         let zero_point = model.graph.input(id, 2).and_then(|v| model.graph.constant(v));
-        model.graph.is_op(id, "DequantizeLinear") && zero_point.is_some_and(|t| wide(t.dtype))
+        // A pair that a custom op takes over has lost its DequantizeLinear, or its QuantizeLinear.
+        let pair = model.graph.is_op(id, "QuantizeLinear") || model.graph.is_op(id, "DequantizeLinear");
+        pair && zero_point.is_some_and(|t| wide(t.dtype))
     });
     let needed = if needs_21 { 21 } else { CANONICAL_OPSET };
     // More only when canonicalisation had to leave a younger operator.

@@ -136,6 +136,10 @@ pub(super) fn lower_values(
             (*codes, *scale, *zero_point, parsed)
         }
         Scheme::Log2 { bits, fraction_bits } => {
+            if !(4..=8).contains(bits) || *fraction_bits > 4 {
+                let what = format!("4 to 8 bits with 0 to 4 fraction bits needed, found {bits} with {fraction_bits}");
+                return Err(misfit(site, site.site.observed(), what));
+            }
             for name in &site.site.values {
                 find(edit, site, name, out)?;
                 out.log2.insert(name.clone(), (*bits, *fraction_bits));

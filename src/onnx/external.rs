@@ -64,7 +64,12 @@ pub(super) fn map(path: &Path) -> std::io::Result<Bytes> {
     const SMALL: u64 = 1 << 16;
     let file = File::open(path)?;
     let meta = file.metadata()?;
-    if !meta.is_file() || meta.len() < SMALL {
+    if !meta.is_file() {
+        // A device may have no end.
+        let what = if meta.is_dir() { "it is a folder" } else { "it is not a regular file" };
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, what));
+    }
+    if meta.len() < SMALL {
         return std::fs::read(path).map(Bytes::from);
     }
     // SAFETY: the map is read-only and private to this process. Should another process truncate the file meanwhile, reads

@@ -132,15 +132,21 @@ fn activation(
     let (lo, hi) = seen.range().ok_or_else(missing)?;
     let mut notes: Vec<String> = Vec::new();
     let signed = target.signed(site).unwrap_or(cfg.signed);
-    let codes = Codes { bits: cfg.bits, signed };
+    let mut codes = Codes { bits: cfg.bits, signed };
     let mut site_ref = site.clone();
     if !target.quantises_carriers(site.site) {
         site_ref.values.truncate(1);
     }
+    let ptf = cfg.method == Method::Ptf && ptf_possible(site, target, &mut notes);
+    if ptf && !codes.signed && matches!(site.site, Site::Norm1 | Site::Norm2 | Site::MlpAct | Site::Norm) {
+        // onnxruntime fuses an unsigned DequantizeLinear with the MatMul that reads it, and then refuses a zero point a channel.
+        codes.signed = true;
+        notes.push("signed codes: onnxruntime refuses a MatMul of unsigned ones with a scale a channel".to_owned());
+    }
     let log2 = cfg.method == Method::Log2 && log2_possible(facts, config, site, cfg, target, &mut notes);
     let scheme = if log2 {
         Scheme::Log2 { bits: cfg.bits, fraction_bits: cfg.log2_fraction_bits }
-    } else if cfg.method == Method::Ptf && target.has_custom_ops() {
+    } else if ptf {
         ptf_scheme(seen, cfg, codes).map_err(failed)?
     } else {
         // The entry `patch_embed` speaks of the convolution's weights; its output shares the name and the width.
@@ -156,6 +162,19 @@ fn activation(
     };
     let note = (!notes.is_empty()).then(|| notes.join("; "));
     Ok(SitePlan { name, site: site_ref, scheme, observed: [lo, hi], note })
+}
+
+/// Whether a value gets an exponent a channel: all its carriers must end in the channels that calibration saw, and what reads
+/// it must take a scale a channel.
+fn ptf_possible(site: &SiteRef, target: Target, notes: &mut Vec<String>) -> bool {
+    let last_axis_is_channels =
+        !matches!(site.site, Site::Input | Site::PatchEmbed | Site::AttnQkvOutput | Site::KvAct | Site::IntSoft | Site::SvAttn);
+    if !last_axis_is_channels {
+        notes.push("one scale for the tensor, not PTF: its last axis is not one of channels all the way".to_owned());
+    } else if !target.has_custom_ops() {
+        notes.push(format!("one scale for the tensor, not PTF: {target} would run a scale a channel in float"));
+    }
+    last_axis_is_channels && target.has_custom_ops()
 }
 
 /// Whether a softmax becomes log2 codes: the integer op reads 8-bit scores and writes 8-bit codes.
