@@ -74,6 +74,10 @@ const CASES: &[(&str, Expect)] = &[
     ("layer_norm_near_miss_one_gamma", Not("layer-norm", "gamma for 4 channels expected, found 1 elements")),
     ("layer_norm_near_miss_two_axes", Not("layer-norm", "found axes [1, 2] at ReduceMean (producing 'mean')")),
     ("layer_norm_twice_centred", Rules(&["layer-norm"])),
+    ("layer_scale", Rules(&["layer-scale"])),
+    ("layer_scale_near_miss_read_twice", Not("layer-scale", "")),
+    ("layer_scale_near_miss_tokens", Not("layer-scale", "")),
+    ("layer_scale_without_bias", Rules(&["layer-scale"])),
     ("linear_bias_last", Rules(&["linear-bias-last"])),
     ("linear_bias_last_near_miss", Not("linear-bias-last", "")),
     ("linear_from_gemm", Rules(&["linear-from-gemm"])),
@@ -94,8 +98,15 @@ const CASES: &[(&str, Expect)] = &[
 ];
 
 /// The rules whose near misses are too common to report.
-const SILENT: &[&str] =
-    &["linear-bias-last", "scale-out-of-scores", "scale-out-of-transpose", "merge-scales", "scale-as-mul", "fold-scale-into-q"];
+const SILENT: &[&str] = &[
+    "linear-bias-last",
+    "scale-out-of-scores",
+    "scale-out-of-transpose",
+    "merge-scales",
+    "scale-as-mul",
+    "fold-scale-into-q",
+    "layer-scale",
+];
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/rewrites")

@@ -23,7 +23,9 @@ pub(super) fn lower(
     let by_dq: BTreeMap<Value, Pair> = quantised.values.values().map(|p| (p.dequantised, p.clone())).collect();
     for id in edit.ops() {
         let Some(op) = edit.op(id).map(|o| o.op.clone()) else { continue };
-        let Some(input) = edit.input(id, 0).and_then(|v| by_dq.get(&v)) else { continue };
+        let gated = gated(edit, id);
+        let source = gated.map(|(x, _)| x).or_else(|| edit.input(id, 0));
+        let Some(input) = source.and_then(|v| by_dq.get(&v)) else { continue };
         let output = Value { node: id, port: 0 };
         let pair = quantised.values.get(edit.value_name(output)).cloned();
         let done = match (op.op_type.as_str(), pair) {
@@ -33,7 +35,7 @@ pub(super) fn lower(
                 needed: "the last",
             }),
             ("LayerNormalization", Some(y)) => layer_norm(edit, id, input, &y),
-            ("Gelu" | "Sigmoid" | "Tanh", Some(y)) => lut(edit, id, input, &y),
+            (_, Some(y)) if let Some(function) = activation(edit, id, gated) => lut(edit, id, function, input, &y),
             ("Softmax", _) => match quantised.log2.get(edit.value_name(output)) {
                 Some(&(bits, r)) => log_softmax(edit, id, input, row_length(shapes, output), (bits, r)),
                 None => continue,
@@ -148,7 +150,40 @@ fn base_scale(x: &Pair) -> f64 {
     x.exponents.first().map_or(first, |&e| first / f64::from(1u32 << e))
 }
 
-fn lut(edit: &mut Edit<'_>, id: NodeId, x: &Pair, y: &Pair) -> Result<(), TableError> {
+/// x and the activation, for `x · sigmoid(x)` and `x · sigmoid(1.702 x)`.
+fn gated(edit: &Edit<'_>, id: NodeId) -> Option<(Value, Activation)> {
+    let factors = |id: NodeId| Some([edit.input(id, 0)?, edit.input(id, 1)?]);
+    let is = |v: Value, op: &str| edit.is_op(v.node, op);
+    let [a, b] = factors(id).filter(|_| edit.is_op(id, "Mul"))?;
+    [(a, b), (b, a)].into_iter().find_map(|(x, gate)| {
+        let inner = edit.input(gate.node, 0).filter(|_| is(gate, "Sigmoid"))?;
+        if inner == x {
+            return Some((x, Activation::Silu));
+        }
+        let [c, d] = factors(inner.node).filter(|_| is(inner, "Mul"))?;
+        let other = if c == x { d } else { c };
+        let factor = edit.constant(other).filter(|_| c == x || d == x)?.scalar_f32()?;
+        // Another factor is another function than the table's.
+        ((factor - 1.702).abs() < 1e-6).then_some((x, Activation::QuickGelu))
+    })
+}
+
+/// The activation that an operator computes, if a table can hold it.
+fn activation(edit: &Edit<'_>, id: NodeId, gated: Option<(Value, Activation)>) -> Option<Activation> {
+    let op = edit.op(id)?;
+    match op.op.op_type.as_str() {
+        "Gelu" if op.attrs.str("approximate") == Some("tanh") => Some(Activation::GeluTanh),
+        "Gelu" => Some(Activation::Gelu),
+        "Sigmoid" => Some(Activation::Sigmoid),
+        "Tanh" => Some(Activation::Tanh),
+        "Relu" => Some(Activation::Relu),
+        "HardSwish" => Some(Activation::HardSwish),
+        "Mul" => gated.map(|(_, function)| function),
+        _ => None,
+    }
+}
+
+fn lut(edit: &mut Edit<'_>, id: NodeId, function: Activation, x: &Pair, y: &Pair) -> Result<(), TableError> {
     let needed = |what| Err(TableError::Parameter { what, found: f64::NAN, needed: "one scale for the tensor" });
     if !x.exponents.is_empty() || x.scales.len() != 1 {
         return needed("the table's input scale");
@@ -156,14 +191,7 @@ fn lut(edit: &mut Edit<'_>, id: NodeId, x: &Pair, y: &Pair) -> Result<(), TableE
     if !y.exponents.is_empty() || y.scales.len() != 1 {
         return needed("the table's output scale");
     }
-    let (op_type, tanh) =
-        edit.op(id).map(|o| (o.op.op_type.clone(), o.attrs.str("approximate") == Some("tanh"))).unwrap_or_default();
-    let (function, name) = match (op_type.as_str(), tanh) {
-        ("Gelu", false) => (Activation::Gelu, "LutGelu"),
-        ("Gelu", true) => (Activation::GeluTanh, "LutGelu"),
-        ("Sigmoid", _) => (Activation::Sigmoid, "Lut"),
-        _ => (Activation::Tanh, "Lut"),
-    };
+    let name = if matches!(function, Activation::Gelu | Activation::GeluTanh) { "LutGelu" } else { "Lut" };
     let entries = activation_table(function, affine(x), code_type(x.coding), affine(y), y.coding.range())?;
     let float = Value { node: id, port: 0 };
     let stem = edit.value_name(float).to_owned();

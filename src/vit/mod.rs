@@ -19,15 +19,17 @@ pub struct Vit {
     pub blocks: Vec<Block>,
     /// Every quantisation site, block by block, then those outside the blocks.
     pub sites: Vec<SiteRef>,
-    /// Where a block was all but matched.
+    /// Where a block was all but matched, and what was not found around them.
     #[serde(skip)]
     pub near_misses: Vec<NearMiss>,
 }
 
 /// Recognises the blocks and lists all sites.
 pub fn recognise(graph: &Graph) -> Vit {
-    let (blocks, near_misses) = find(graph);
+    let (blocks, mut near_misses) = find(graph);
     let mut sites: Vec<SiteRef> = blocks.iter().flat_map(block::sites).collect();
-    sites.extend(outside::sites(graph, &blocks));
+    let (outside, misses) = outside::sites(graph, &blocks);
+    sites.extend(outside);
+    near_misses.extend(misses);
     Vit { blocks, sites, near_misses }
 }
