@@ -25,7 +25,10 @@ pub(super) fn lower(
         let Some(op) = edit.op(id).map(|o| o.op.clone()) else { continue };
         let gated = gated(edit, id);
         let source = gated.map(|(x, _)| x).or_else(|| edit.input(id, 0));
-        let Some(input) = source.and_then(|v| by_dq.get(&v)) else { continue };
+        let Some(mut input) = source.and_then(|v| by_dq.get(&v)).cloned() else { continue };
+        // An integer op before this one, a LayerNorm before a LayerNorm, makes the codes by now.
+        input.codes = edit.input(input.dequantised.node, 0).unwrap_or(input.codes);
+        let input = &input;
         let output = Value { node: id, port: 0 };
         let pair = quantised.values.get(edit.value_name(output)).cloned();
         let done = match (op.op_type.as_str(), pair) {
@@ -107,7 +110,12 @@ fn layer_norm(edit: &mut Edit<'_>, id: NodeId, x: &Pair, y: &Pair) -> Result<(),
         let t = edit.input(id, port).and_then(|v| edit.constant(v)).and_then(|t| t.to_f32().ok());
         t.unwrap_or_default().into_iter().map(f64::from).collect()
     };
-    let (gamma, beta) = (reals(1), reals(2));
+    // A channel's codes are in steps of base · 2^α: its γ and β are divided by 2^α, and one scale serves all.
+    let unit = |port| -> Vec<f64> {
+        let steps = y.exponents.iter().map(|&e| f64::from(e)).chain(std::iter::repeat(0.0));
+        reals(port).into_iter().zip(steps).map(|(v, e)| v / e.exp2()).collect()
+    };
+    let (gamma, beta) = (unit(1), unit(2));
     let eps = edit.op(id).and_then(|o| o.attrs.float("epsilon")).unwrap_or(1e-5);
     let exponents: Vec<u32> =
         if x.exponents.is_empty() { vec![0; gamma.len()] } else { x.exponents.iter().map(|&e| u32::from(e)).collect() };
@@ -119,7 +127,7 @@ fn layer_norm(edit: &mut Edit<'_>, id: NodeId, x: &Pair, y: &Pair) -> Result<(),
         input: base,
         exponents: &exponents,
         input_type: code_type(x.coding),
-        output: affine(y),
+        output: Affine { scale: base_scale(y), zero_point: y.zero },
         output_range: y.coding.range(),
     })?;
     let float = Value { node: id, port: 0 };
