@@ -55,6 +55,7 @@ const FIXTURES: &[Fixture] = &[
     of("vit_gelu_tanh", "Gelu", &[]),
     of("vit_hard_swish", "HardSwish", &[]),
     of("vit_no_class_token", "Gelu", POOLED),
+    of("vit_no_norm", "Gelu", &["-norm", "norm.tokens"]),
     of("vit_no_qkv_bias", "Gelu", &[]),
     of("vit_norm_then_pool", "Gelu", &["norm.pool"]),
     of("vit_relu", "Relu", &[]),
@@ -143,7 +144,12 @@ fn every_block_and_every_site_is_found() {
             assert_eq!((form, b.mlp_ratio), ((32, 2, 16, f.activation), 2.0), "{}", f.name);
         }
         let mut wanted = usual_sites();
-        wanted.extend(f.differs.iter().map(|s| (*s).to_owned()));
+        for site in f.differs {
+            match site.strip_prefix('-') {
+                Some(absent) => assert!(wanted.remove(absent)),
+                None => assert!(wanted.insert((*site).to_owned())),
+            }
+        }
         let found: Vec<String> = vit.sites.iter().map(|s| s.full_name()).collect();
         assert_eq!(found.len(), wanted.len(), "{}: {found:?}", f.name);
         assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), wanted, "{}", f.name);

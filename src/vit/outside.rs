@@ -135,14 +135,13 @@ impl Walk<'_> {
                     } else if let Some(following) = self.following(&stage, y) {
                         tips += 1;
                         next.push(following);
-                    } else if !self.is(y, &["Shape", "Add", "Div", "Mul"]) || stage.site != Site::HeadOutput {
+                    } else if !self.graph.is_op(y.node, "Shape") {
                         lost.push(y);
                     }
                 }
             }
             let ends = stage.values.iter().any(|&v| self.graph.is_output(v));
             if stage.site != Site::HeadOutput && !ends {
-                lost.retain(|&y| !self.graph.is_op(y.node, "Shape"));
                 if tips == 0 || !lost.is_empty() {
                     let at = lost.first().copied().unwrap_or(last);
                     self.miss(
@@ -170,9 +169,26 @@ impl Walk<'_> {
         if self.graph.is_op(y.node, "MatMul") && weight.is_some() {
             let sum = self.graph.uses(y).into_iter().find(|u| self.graph.is_op(u.node, "Add"));
             let sum = sum.filter(|u| self.constant_input(u.node).is_some()).map(|u| Value { node: u.node, port: 0 });
-            return Some(Stage { block: None, site: Site::HeadOutput, part: None, values: vec![sum.unwrap_or(y)] });
+            let logits = sum.unwrap_or(y);
+            let head = Stage { block: None, site: Site::HeadOutput, part: None, values: vec![logits] };
+            return self.leads_out(logits, 4).then_some(head);
         }
         None
+    }
+
+    /// Whether a value is an output but for a few operators: several heads are averaged, logits may become probabilities.
+    /// The Linears of an attention pooling do not.
+    fn leads_out(&self, v: Value, steps: usize) -> bool {
+        const LAST: [&str; 6] = ["Add", "Sub", "Mul", "Div", "Softmax", "Sigmoid"];
+        let next = || self.graph.uses(v).into_iter().map(|u| Value { node: u.node, port: 0 });
+        self.graph.is_output(v)
+            || steps > 0 && next().any(|y| (self.is(y, &LAST) || self.is(y, &CARRIERS)) && self.leads_out(y, steps - 1))
+    }
+
+    /// Whether a Linear reads one of the values.
+    fn feeds_linear(&self, values: &[Value]) -> bool {
+        let readers = values.iter().flat_map(|&v| self.graph.uses(v));
+        readers.into_iter().any(|u| self.graph.is_op(u.node, "MatMul") && self.constant_input(u.node).is_some())
     }
 
     /// A mean over the tokens, axis 1 of three.
@@ -186,6 +202,15 @@ impl Walk<'_> {
     fn claim(&mut self, stage: Stage) {
         let Stage { block, site, part, mut values } = stage;
         match site {
+            // No LayerNorm after the blocks: what the head reads needs one scale, not those of the residual stream.
+            Site::Residual2 if self.feeds_linear(&values) => {
+                if part.is_none() {
+                    values.remove(0);
+                }
+                if !values.is_empty() {
+                    self.site(None, Site::Norm, false, part.or(Some("tokens")), &values);
+                }
+            }
             Site::Residual2 if part.is_none() => {
                 // The sum itself is the block's. What is picked from it before a LayerNormalization needs codes of its own;
                 // before a mean it is read in float anyway.
