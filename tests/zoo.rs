@@ -66,6 +66,9 @@ const FIXTURES: &[Fixture] = &[
 /// Those whose file, as it is, the executor does not run: it knows no `Attention` of opset 23.
 const NOT_EXECUTABLE: &[&str] = &["clip_quickgelu"];
 
+/// Its pooling is attention with a learnt query, which has no sites yet.
+const POOLED_BY_ATTENTION: &str = "siglip";
+
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
@@ -102,7 +105,7 @@ fn every_fixture_is_in_the_table() {
         .filter(|p| p.extension().is_some_and(|e| e == "onnx"))
         .map(|p| p.file_stem().unwrap().to_str().unwrap().to_owned())
         .collect();
-    assert_eq!(files, FIXTURES.iter().map(|f| f.name.to_owned()).collect());
+    assert_eq!(files, FIXTURES.iter().map(|f| f.name).chain([POOLED_BY_ATTENTION]).map(str::to_owned).collect());
 }
 
 fn usual_sites() -> BTreeSet<String> {
@@ -237,6 +240,21 @@ fn what_is_not_found_around_the_blocks_is_named() {
         assert!(misses.len() == 1 && misses[0].contains(says), "{name}: {misses:?}");
         assert_eq!(lost(&vit), without, "{name}");
     }
+}
+
+/// The Linears of the pooling read the last LayerNorm, but are no heads.
+#[test]
+fn an_attention_pooling_is_no_head() {
+    let mut model = read(POOLED_BY_ATTENTION);
+    canon::canonicalise(&mut model).unwrap();
+    let vit = recognise(&model.graph);
+    assert_eq!(vit.blocks.len(), 2);
+    let found: BTreeSet<String> = vit.sites.iter().map(|s| s.full_name()).collect();
+    let lost: Vec<String> = usual_sites().difference(&found).cloned().collect();
+    assert_eq!(lost, ["head", "head_output"]);
+    let misses: Vec<String> = vit.near_misses.iter().map(ToString::to_string).collect();
+    let says = "expected after the blocks, found MatMul '/attn_pool/";
+    assert!(misses.iter().any(|m| m.starts_with("outside: ") && m.contains(says)), "{misses:#?}");
 }
 
 /// Made-up images for calibration.

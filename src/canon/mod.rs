@@ -8,6 +8,7 @@
 mod attention;
 pub mod fold;
 mod gelu;
+mod hard_swish;
 pub mod inline;
 mod layer_scale;
 mod linear;
@@ -89,7 +90,7 @@ pub fn canonicalise_by(model: &mut Model, stages: &[Vec<Rule>]) -> Result<CanonR
 
 /// Stage 3: fuse up.
 pub fn fuse_rules() -> Vec<Rule> {
-    [norm::rules(), gelu::rules(), linear::rules(), layer_scale::rules()].into_iter().flatten().collect()
+    [norm::rules(), gelu::rules(), hard_swish::rules(), linear::rules(), layer_scale::rules()].into_iter().flatten().collect()
 }
 
 /// Stages 4 and 5: decompose `Attention`, unify the selection of q, k, v and the scale.
