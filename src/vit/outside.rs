@@ -141,14 +141,9 @@ impl Walk<'_> {
                 }
             }
             let ends = stage.values.iter().any(|&v| self.graph.is_output(v));
-            if stage.site != Site::HeadOutput && !ends {
-                if tips == 0 || !lost.is_empty() {
-                    let at = lost.first().copied().unwrap_or(last);
-                    self.miss(
-                        at,
-                        "norm, head: a LayerNormalization, a mean over the tokens or a Linear expected after the blocks",
-                    );
-                }
+            if stage.site != Site::HeadOutput && !ends && (tips == 0 || !lost.is_empty()) {
+                let at = lost.first().copied().unwrap_or(last);
+                self.miss(at, "norm, head: a LayerNormalization, a mean over the tokens or a Linear expected after the blocks");
             }
             self.claim(stage);
             // The first reader first: the stack is read from its end.
