@@ -430,6 +430,25 @@ fn ptf_exponents_become_a_scale_a_channel() {
     }
 }
 
+/// CLIP's norm before the first block is a residual stream, with a scale for each channel.
+#[test]
+fn a_layer_norm_may_write_a_scale_a_channel() {
+    let (model, plan) = planned(&preset("int8"), Target::Integer);
+    let with = |digits: &str| {
+        let (mut model, mut plan) = (model.clone(), plan.clone());
+        let site = plan.sites.iter_mut().find(|s| s.name == "blocks.0.norm2").unwrap();
+        let Scheme::Affine { codes, scale, zero_point } = site.scheme.clone() else { panic!("{:?}", site.scheme) };
+        // Coarser steps in some channels, the finest as they were: no code clips.
+        site.scheme = Scheme::Ptf { codes, scale, zero_point, exponents: digits.to_owned() };
+        let report = lower(&mut model, &plan).unwrap();
+        assert_eq!(ops(&model).get("ai.vitq.PtfLayerNorm"), Some(&3), "{:?}", report.notes);
+        sqnr(&model)
+    };
+    let (same, mixed) = (with("0000"), with("0120"));
+    assert!(same > 20.0 && mixed > 25.0, "{same} and {mixed} dB");
+    assert!(same > mixed, "coarser steps show: {same} and {mixed} dB");
+}
+
 #[test]
 fn biases_are_int32_in_units_of_both_scales() {
     let (model, plan, report) = lowered(&preset("int8"), Target::OnnxRuntime);

@@ -37,6 +37,7 @@ const CASES: &[(&str, Expect)] = &[
     ("attention_flat_keys_near_miss", Keeps("Reshape (turned, back_shape)")),
     ("attention_gather_list_near_miss", Not("separate-qkv", "Gather of a single index")),
     ("attention_gather_scale_on_q", Rules(&["separate-qkv", "scale-out-of-scores", "fold-scale-into-q"])),
+    ("attention_head_width_computed", Rules(&["separate-qkv", "scale-out-of-scores", "fold-scale-into-q"])),
     ("attention_key_scale_vector_near_miss", Not("scale-out-of-transpose", "")),
     (
         "attention_near_miss_permutation",
@@ -72,6 +73,8 @@ const CASES: &[(&str, Expect)] = &[
     ("gelu_tanh", Rules(&["gelu-tanh"])),
     ("gelu_tanh_near_miss", Not("gelu-tanh", "constant 0.044715 expected, found 0.05, at Mul (producing 'c')")),
     ("gelu_tanh_product", Rules(&["gelu-tanh"])),
+    ("hard_swish", Rules(&["hard-swish"])),
+    ("hard_swish_near_miss", Not("hard-swish", "with alpha 1/6 and beta 0.5 expected, found 0.2 and 0.5")),
     ("layer_norm_axes_input", Rules(&["layer-norm"])),
     ("layer_norm_decomposed", Rules(&["layer-norm"])),
     ("layer_norm_last_axis_counted", Rules(&["layer-norm"])),
@@ -80,6 +83,10 @@ const CASES: &[(&str, Expect)] = &[
     ("layer_norm_near_miss_one_gamma", Not("layer-norm", "gamma for 4 channels expected, found 1 elements")),
     ("layer_norm_near_miss_two_axes", Not("layer-norm", "found axes [1, 2] at ReduceMean (producing 'mean')")),
     ("layer_norm_twice_centred", Rules(&["layer-norm"])),
+    ("layer_scale", Rules(&["layer-scale"])),
+    ("layer_scale_near_miss_read_twice", Not("layer-scale", "")),
+    ("layer_scale_near_miss_tokens", Not("layer-scale", "")),
+    ("layer_scale_without_bias", Rules(&["layer-scale"])),
     ("linear_bias_last", Rules(&["linear-bias-last"])),
     ("linear_bias_last_near_miss", Not("linear-bias-last", "")),
     ("linear_from_gemm", Rules(&["linear-from-gemm"])),
@@ -112,6 +119,7 @@ const SILENT: &[&str] = &[
     "scale-as-mul",
     "fold-scale-into-q",
     "mean-as-pool",
+    "layer-scale",
 ];
 
 fn folder() -> PathBuf {

@@ -222,6 +222,13 @@ fn check_selection(facts: Facts<'_>, m: &Match) -> Result<Selection, String> {
         return Err(format!("Reshape to [batch, tokens, 3, heads, width] expected, found {shape:?}"));
     };
     let w = g.constant(m.value("w")).ok_or("constant weights expected")?;
+    // One of the two may be left to be computed.
+    let third = w.shape.get(1).and_then(|&n| i64::try_from(n / 3).ok()).unwrap_or(0);
+    let (heads, head_dim) = match (heads, head_dim) {
+        (-1, d) if d > 0 => (third / d, d),
+        (h, -1) if h > 0 => (h, third / h),
+        known => known,
+    };
     let width = heads.checked_mul(head_dim).and_then(|w| usize::try_from(w).ok()).unwrap_or(0);
     let joint = width.checked_mul(3).filter(|&n| n > 0);
     if joint.is_none() || w.shape.get(1).copied() != joint {

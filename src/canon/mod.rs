@@ -9,7 +9,9 @@ mod attention;
 mod batch_norm;
 pub mod fold;
 mod gelu;
+mod hard_swish;
 pub mod inline;
+mod layer_scale;
 mod linear;
 mod norm;
 mod opset;
@@ -90,7 +92,16 @@ pub fn canonicalise_by(model: &mut Model, stages: &[Vec<Rule>]) -> Result<CanonR
 
 /// Stage 3: fuse up.
 pub fn fuse_rules() -> Vec<Rule> {
-    [norm::rules(), gelu::rules(), linear::rules(), batch_norm::rules(), pool::rules()].into_iter().flatten().collect()
+    let families = [
+        norm::rules(),
+        gelu::rules(),
+        hard_swish::rules(),
+        linear::rules(),
+        layer_scale::rules(),
+        batch_norm::rules(),
+        pool::rules(),
+    ];
+    families.into_iter().flatten().collect()
 }
 
 /// Stages 4 and 5: decompose `Attention`, unify the selection of q, k, v and the scale.

@@ -33,6 +33,12 @@ pub(super) fn scaled(t: &Tensor, factor: f32) -> Result<Tensor, TensorError> {
     Tensor::new(&t.shape, &out)
 }
 
+/// Every column of the last axis times its factor.
+pub(super) fn scaled_columns(t: &Tensor, factors: &[f32]) -> Result<Tensor, TensorError> {
+    let out: Vec<f32> = t.to_vec::<f32>()?.into_iter().zip(factors.iter().cycle()).map(|(v, f)| v * f).collect();
+    Tensor::new(&t.shape, &out)
+}
+
 fn matrix(t: &Tensor) -> Result<(usize, usize), TensorError> {
     match t.shape[..] {
         [r, c] => Ok((r, c)),

@@ -23,8 +23,10 @@ pub(super) fn lower(
     let by_dq: BTreeMap<Value, Pair> = quantised.values.values().map(|p| (p.dequantised, p.clone())).collect();
     for id in edit.ops() {
         let Some(op) = edit.op(id).map(|o| o.op.clone()) else { continue };
-        let Some(mut input) = edit.input(id, 0).and_then(|v| by_dq.get(&v)).cloned() else { continue };
-        // The codes may come from a custom op by now, which an earlier turn put there.
+        let gated = gated(edit, id);
+        let source = gated.map(|(x, _)| x).or_else(|| edit.input(id, 0));
+        let Some(mut input) = source.and_then(|v| by_dq.get(&v)).cloned() else { continue };
+        // An integer op before this one, a LayerNorm before a LayerNorm, makes the codes by now.
         input.codes = edit.input(input.dequantised.node, 0).unwrap_or(input.codes);
         let input = &input;
         let output = Value { node: id, port: 0 };
@@ -36,7 +38,7 @@ pub(super) fn lower(
                 needed: "the last",
             }),
             ("LayerNormalization", Some(y)) => layer_norm(edit, id, input, &y),
-            ("Gelu" | "Sigmoid" | "Tanh" | "HardSwish", Some(y)) => lut(edit, id, input, &y),
+            (_, Some(y)) if let Some(function) = activation(edit, id, gated) => lut(edit, id, function, input, &y),
             ("Softmax", _) => match quantised.log2.get(edit.value_name(output)) {
                 Some(&(bits, r)) => log_softmax(edit, id, input, row_length(shapes, output), (bits, r)),
                 None => continue,
@@ -108,7 +110,12 @@ fn layer_norm(edit: &mut Edit<'_>, id: NodeId, x: &Pair, y: &Pair) -> Result<(),
         let t = edit.input(id, port).and_then(|v| edit.constant(v)).and_then(|t| t.to_f32().ok());
         t.unwrap_or_default().into_iter().map(f64::from).collect()
     };
-    let (gamma, beta) = (reals(1), reals(2));
+    // A channel's codes are in steps of base · 2^α: its γ and β are divided by 2^α, and one scale serves all.
+    let unit = |port| -> Vec<f64> {
+        let steps = y.exponents.iter().map(|&e| f64::from(e)).chain(std::iter::repeat(0.0));
+        reals(port).into_iter().zip(steps).map(|(v, e)| v / e.exp2()).collect()
+    };
+    let (gamma, beta) = (unit(1), unit(2));
     let eps = edit.op(id).and_then(|o| o.attrs.float("epsilon")).unwrap_or(1e-5);
     let exponents: Vec<u32> =
         if x.exponents.is_empty() { vec![0; gamma.len()] } else { x.exponents.iter().map(|&e| u32::from(e)).collect() };
@@ -120,7 +127,7 @@ fn layer_norm(edit: &mut Edit<'_>, id: NodeId, x: &Pair, y: &Pair) -> Result<(),
         input: base,
         exponents: &exponents,
         input_type: code_type(x.coding),
-        output: affine(y),
+        output: Affine { scale: base_scale(y), zero_point: y.zero },
         output_range: y.coding.range(),
     })?;
     let float = Value { node: id, port: 0 };
@@ -151,7 +158,40 @@ fn base_scale(x: &Pair) -> f64 {
     x.exponents.first().map_or(first, |&e| first / f64::from(1u32 << e))
 }
 
-fn lut(edit: &mut Edit<'_>, id: NodeId, x: &Pair, y: &Pair) -> Result<(), TableError> {
+/// x and the activation, for `x · sigmoid(x)` and `x · sigmoid(1.702 x)`.
+fn gated(edit: &Edit<'_>, id: NodeId) -> Option<(Value, Activation)> {
+    let factors = |id: NodeId| Some([edit.input(id, 0)?, edit.input(id, 1)?]);
+    let is = |v: Value, op: &str| edit.is_op(v.node, op);
+    let [a, b] = factors(id).filter(|_| edit.is_op(id, "Mul"))?;
+    [(a, b), (b, a)].into_iter().find_map(|(x, gate)| {
+        let inner = edit.input(gate.node, 0).filter(|_| is(gate, "Sigmoid"))?;
+        if inner == x {
+            return Some((x, Activation::Silu));
+        }
+        let [c, d] = factors(inner.node).filter(|_| is(inner, "Mul"))?;
+        let other = if c == x { d } else { c };
+        let factor = edit.constant(other).filter(|_| c == x || d == x)?.scalar_f32()?;
+        // Another factor is another function than the table's.
+        ((factor - 1.702).abs() < 1e-6).then_some((x, Activation::QuickGelu))
+    })
+}
+
+/// The activation that an operator computes, if a table can hold it.
+fn activation(edit: &Edit<'_>, id: NodeId, gated: Option<(Value, Activation)>) -> Option<Activation> {
+    let op = edit.op(id)?;
+    match op.op.op_type.as_str() {
+        "Gelu" if op.attrs.str("approximate") == Some("tanh") => Some(Activation::GeluTanh),
+        "Gelu" => Some(Activation::Gelu),
+        "Sigmoid" => Some(Activation::Sigmoid),
+        "Tanh" => Some(Activation::Tanh),
+        "Relu" => Some(Activation::Relu),
+        "HardSwish" => Some(Activation::HardSwish),
+        "Mul" => gated.map(|(_, function)| function),
+        _ => None,
+    }
+}
+
+fn lut(edit: &mut Edit<'_>, id: NodeId, function: Activation, x: &Pair, y: &Pair) -> Result<(), TableError> {
     for (what, pair) in [("the number of the input's scales", x), ("the number of the output's scales", y)] {
         if pair.scales.len() != 1 {
             return Err(TableError::Parameter {
@@ -161,15 +201,7 @@ fn lut(edit: &mut Edit<'_>, id: NodeId, x: &Pair, y: &Pair) -> Result<(), TableE
             });
         }
     }
-    let (op_type, tanh) =
-        edit.op(id).map(|o| (o.op.op_type.clone(), o.attrs.str("approximate") == Some("tanh"))).unwrap_or_default();
-    let (function, name) = match (op_type.as_str(), tanh) {
-        ("Gelu", false) => (Activation::Gelu, "LutGelu"),
-        ("Gelu", true) => (Activation::GeluTanh, "LutGelu"),
-        ("Sigmoid", _) => (Activation::Sigmoid, "Lut"),
-        ("HardSwish", _) => (Activation::HardSwish, "Lut"),
-        _ => (Activation::Tanh, "Lut"),
-    };
+    let name = if matches!(function, Activation::Gelu | Activation::GeluTanh) { "LutGelu" } else { "Lut" };
     let entries = activation_table(function, affine(x), code_type(x.coding), affine(y), y.coding.range())?;
     let float = Value { node: id, port: 0 };
     let stem = edit.value_name(float).to_owned();

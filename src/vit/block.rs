@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Site, SiteRef};
 use crate::ir::{Graph, NodeId, Value};
-use crate::pattern::{Match, Miss, NearMiss, Pat, any_of, commute, konst, match_value, op, var};
+use crate::pattern::{Match, Miss, NearMiss, Pat, any_of, commute, konst, match_value, near, op, var};
 
 /// A Linear layer by the names of its values.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -57,8 +57,10 @@ pub struct Mlp {
     pub fc1: Linear,
     /// The activation's output.
     pub act: String,
-    /// The activation's operator type.
+    /// The activation: its operator's type, or `Silu` and `QuickGelu`, which are several operators.
     pub act_op: String,
+    /// The values inside an activation of several operators, producers first.
+    pub gate: Vec<String>,
     /// The second Linear.
     pub fc2: Linear,
     /// The residual sum after it.
@@ -143,7 +145,19 @@ fn mlp() -> Pat {
 /// What the MLP adds to the residual stream.
 fn mlp_branch() -> Pat {
     let fc1 = linear(norm("norm"), FC1);
-    let act = any_of([op("Gelu", [fc1.clone()]), op("Relu", [fc1.clone()]), op("Sigmoid", [fc1.clone()]), op("Tanh", [fc1])]);
+    // x · sigmoid(x) and x · sigmoid(1.702 x), which are no operators of opset 20.
+    let again = || var(FC1[3]);
+    let gate = |x: Pat| op("Sigmoid", [x]).named("gate");
+    let quick = commute("Mul", again(), near(1.702)).named("gate_input");
+    let act = any_of([
+        op("Gelu", [fc1.clone()]),
+        op("Relu", [fc1.clone()]),
+        op("HardSwish", [fc1.clone()]),
+        op("Sigmoid", [fc1.clone()]),
+        op("Tanh", [fc1.clone()]),
+        commute("Mul", fc1.clone(), gate(again())),
+        commute("Mul", fc1, gate(quick)),
+    ]);
     linear(act.named("act"), FC2)
 }
 
@@ -296,7 +310,12 @@ fn mlp_of(graph: &Graph, m: &Match) -> Option<Mlp> {
         norm: n.name("norm"),
         fc1: n.linear(FC1),
         act: n.name("act"),
-        act_op: graph.op(m.value("act").node)?.op.op_type.clone(),
+        act_op: match (m.get("gate"), m.get("gate_input")) {
+            (None, _) => graph.op(m.value("act").node)?.op.op_type.clone(),
+            (Some(_), None) => "Silu".to_owned(),
+            (Some(_), Some(_)) => "QuickGelu".to_owned(),
+        },
+        gate: ["gate_input", "gate"].iter().filter_map(|p| m.get(p)).map(|v| graph.value_name(v).to_owned()).collect(),
         fc2: n.linear(FC2),
         output: graph.value_name(m.root()).to_owned(),
     })

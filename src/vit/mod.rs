@@ -24,16 +24,18 @@ pub struct Vit {
     pub general: General,
     /// Every quantisation site: block by block, then those around the blocks, then those of the general rules.
     pub sites: Vec<SiteRef>,
-    /// Where a block was all but matched.
+    /// Where a block was all but matched, and what was not found around them.
     #[serde(skip)]
     pub near_misses: Vec<NearMiss>,
 }
 
 /// Recognises the blocks and lists all sites.
 pub fn recognise(graph: &Graph) -> Vit {
-    let (blocks, near_misses) = find(graph);
+    let (blocks, mut near_misses) = find(graph);
     let mut sites: Vec<SiteRef> = blocks.iter().flat_map(block::sites).collect();
-    sites.extend(outside::sites(graph, &blocks));
+    let (outside, misses) = outside::sites(graph, &blocks);
+    sites.extend(outside);
+    near_misses.extend(misses);
     let (general, more) = general::sites(graph, &sites);
     sites.extend(more);
     Vit { blocks, general, sites, near_misses }

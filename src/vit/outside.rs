@@ -1,97 +1,241 @@
 //! The sites before the first block and after the last.
 
 use super::{Block, Site, SiteRef};
-use crate::ir::{Graph, Value};
+use crate::ir::{Graph, NodeId, Value};
+use crate::pattern::NearMiss;
 
-/// Sites outside the blocks, as far as they are there.
-pub(super) fn sites(graph: &Graph, blocks: &[Block]) -> Vec<SiteRef> {
-    let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else { return Vec::new() };
-    let mut out = before(graph, &first.attention.x);
-    out.extend(after(graph, &last.mlp.output));
-    out
-}
-
-fn site(graph: &Graph, site: Site, weight: bool, values: &[Value]) -> SiteRef {
-    let values = values.iter().map(|&v| graph.value_name(v).to_owned()).collect();
-    // A convolution's weights and its output are one site of the vocabulary, two tensors; so are the position embedding
-    // and the sum with it.
-    let part = match (weight, site) {
-        (true, Site::PatchEmbed) => Some("weight".to_owned()),
-        (true, Site::Embed) => Some("position".to_owned()),
-        _ => None,
-    };
-    SiteRef { block: None, site, part, weight, values }
-}
-
-/// Walks from the first block's input up to the graph's input.
-fn before(graph: &Graph, embed: &str) -> Vec<SiteRef> {
-    let Some(embed) = graph.value(embed) else { return Vec::new() };
-    let mut chain = Vec::new();
-    let mut at = embed;
-    let mut position = None;
-    if graph.is_op(at.node, "Add") {
-        position = graph.inputs_of(at.node).into_iter().flatten().find(|&v| graph.constant(v).is_some());
-        at = data_input(graph, at).unwrap_or(at);
+/// Sites outside the blocks, and what was looked for and is not there.
+pub(super) fn sites(graph: &Graph, blocks: &[Block]) -> (Vec<SiteRef>, Vec<NearMiss>) {
+    let mut walk = Walk { graph, sites: Vec::new(), misses: Vec::new() };
+    if let (Some(first), Some(last)) = (blocks.first(), blocks.last()) {
+        if let Some(x) = graph.value(&first.attention.x) {
+            walk.before(x);
+        }
+        if let Some(x) = graph.value(&last.mlp.output) {
+            walk.after(last.index, x);
+        }
     }
-    // Reshape, Transpose and the joining of the class token keep the convolution's elements.
-    while !graph.is_op(at.node, "Conv") {
-        let passes = ["Reshape", "Transpose", "Concat", "Flatten"].iter().any(|op| graph.is_op(at.node, op));
-        match data_input(graph, at) {
-            Some(next) if passes => {
-                chain.push(at);
-                // The class token joins the patches with their codes.
-                chain.extend(graph.inputs_of(at.node).into_iter().flatten().filter(|v| graph.is_op(v.node, "Expand")));
-                at = next;
+    (walk.sites, walk.misses)
+}
+
+struct Walk<'g> {
+    graph: &'g Graph,
+    sites: Vec<SiteRef>,
+    misses: Vec<NearMiss>,
+}
+
+/// Operators that keep the elements they pass on.
+const CARRIERS: [&str; 7] = ["Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Gather", "Slice"];
+
+impl Walk<'_> {
+    fn site(&mut self, block: Option<usize>, site: Site, weight: bool, part: Option<&str>, values: &[Value]) {
+        let values = values.iter().map(|&v| self.graph.value_name(v).to_owned()).collect();
+        let taken = |part: &Option<String>| {
+            self.sites.iter().any(|s| (s.block, s.site, s.weight, &s.part) == (block, site, weight, part))
+        };
+        let named = |n: usize| match (part, n) {
+            (part, 1) => part.map(str::to_owned),
+            (None, n) => Some(n.to_string()),
+            (Some(part), n) => Some(format!("{part}.{n}")),
+        };
+        // Two heads, or a norm on either side of the pooling.
+        let Some(part) = (1..).map(named).find(|p| !taken(p)) else { return };
+        self.sites.push(SiteRef { block, site, part, weight, values });
+    }
+
+    fn miss(&mut self, at: Value, what: &str) {
+        let tell = self.graph.describe(at.node);
+        let what = format!("{what}, found {tell} at '{}'", self.graph.value_name(at));
+        self.misses.push(NearMiss { rule: "outside", tell, what });
+    }
+
+    fn is(&self, v: Value, ops: &[&str]) -> bool {
+        ops.iter().any(|op| self.graph.is_op(v.node, op))
+    }
+
+    fn constant_input(&self, id: NodeId) -> Option<Value> {
+        self.graph.inputs_of(id).into_iter().flatten().find(|&v| self.graph.constant(v).is_some())
+    }
+
+    /// The input of an operator that is computed from the graph's input rather than from constants and shapes.
+    fn data_input(&self, v: Value) -> Option<Value> {
+        let dynamic = |v: &Value| self.graph.constant(*v).is_none() && !self.graph.is_op(v.node, "Expand");
+        self.graph.inputs_of(v.node).into_iter().flatten().find(dynamic)
+    }
+
+    /// The values from `at` up to the next operator that computes, that operator's first; and its value. Class, distillation
+    /// and register tokens join the patches with their codes.
+    fn carried(&self, mut at: Value) -> (Vec<Value>, Value) {
+        let mut chain = vec![at];
+        while self.is(at, &CARRIERS) || self.graph.is_op(at.node, "Concat") {
+            let Some(next) = self.data_input(at) else { break };
+            chain.extend(self.graph.inputs_of(at.node).into_iter().flatten().filter(|v| self.graph.is_op(v.node, "Expand")));
+            chain.push(next);
+            at = next;
+        }
+        chain.reverse();
+        (chain, at)
+    }
+
+    /// Walks from the first block's input up to the graph's input.
+    fn before(&mut self, x: Value) {
+        let mut found = Vec::new();
+        let mut at = x;
+        if self.graph.is_op(at.node, "LayerNormalization") {
+            // CLIP normalises before the first block: its input is a residual stream too, the sum is another.
+            found.push((Site::Embed, false, None, vec![at]));
+            at = self.graph.input(at.node, 0).unwrap_or(at);
+        }
+        let sum = if found.is_empty() { None } else { Some("sum") };
+        let (chain, top) = self.carried(at);
+        let position = self.constant_input(top.node).filter(|_| self.graph.is_op(top.node, "Add"));
+        let (patches, conv) = match position {
+            Some(position) => {
+                found.push((Site::Embed, false, sum, chain));
+                // The constant and the sum with it share the site's name.
+                found.push((Site::Embed, true, Some("position"), vec![position]));
+                self.data_input(top).map_or((Vec::new(), top), |v| self.carried(v))
             }
-            _ => return vec![site(graph, Site::Embed, false, &[embed])],
+            None => (chain, top),
+        };
+        if self.graph.is_op(conv.node, "Conv") {
+            found.push((Site::PatchEmbed, false, None, patches));
+            match self.graph.input(conv.node, 1) {
+                Some(w) if self.graph.constant(w).is_some() => found.push((Site::PatchEmbed, true, Some("weight"), vec![w])),
+                _ => self.miss(conv, "patch_embed: constant weights of the patch convolution expected"),
+            }
+            found.extend(self.graph.input(conv.node, 0).map(|input| (Site::Input, false, None, vec![input])));
+        } else {
+            self.miss(
+                conv,
+                "input and patch_embed: a Conv whose output is reshaped, joined with tokens and added to a position embedding expected",
+            );
+            if found.is_empty() {
+                found.push((Site::Embed, false, None, vec![x]));
+            }
+        }
+        for (site, weight, part, values) in found.into_iter().rev() {
+            self.site(None, site, weight, part, &values);
         }
     }
-    chain.push(at);
-    chain.reverse();
-    let mut out = Vec::new();
-    if let Some(input) = graph.input(at.node, 0) {
-        out.push(site(graph, Site::Input, false, &[input]));
-    }
-    if let Some(w) = graph.input(at.node, 1).filter(|&w| graph.constant(w).is_some()) {
-        out.push(site(graph, Site::PatchEmbed, true, &[w]));
-    }
-    out.push(site(graph, Site::PatchEmbed, false, &chain));
-    out.extend(position.map(|p| site(graph, Site::Embed, true, &[p])));
-    if chain.last() != Some(&embed) {
-        out.push(site(graph, Site::Embed, false, &[embed]));
-    }
-    out
-}
 
-/// The input of an operator that is computed from the graph's input rather than from constants and shapes.
-fn data_input(graph: &Graph, value: Value) -> Option<Value> {
-    let dynamic = |v: &Value| graph.constant(*v).is_none() && !graph.is_op(v.node, "Expand");
-    graph.inputs_of(value.node).into_iter().flatten().find(dynamic)
-}
-
-/// Walks from the last block's output down to the logits.
-fn after(graph: &Graph, last: &str) -> Vec<SiteRef> {
-    let Some(last) = graph.value(last) else { return Vec::new() };
-    let only = |v: Value, op: &str| -> Option<Value> {
-        let u = graph.uses(v).into_iter().find(|u| graph.is_op(u.node, op))?;
-        Some(Value { node: u.node, port: 0 })
-    };
-    let mut out = Vec::new();
-    let Some(norm) = only(last, "LayerNormalization") else { return out };
-    let mut chain = vec![norm];
-    let mut at = norm;
-    // Picking the class token keeps the elements.
-    while let Some(next) = ["Gather", "Slice", "Squeeze", "Reshape"].iter().find_map(|op| only(at, op)) {
-        chain.push(next);
-        at = next;
-    }
-    out.push(site(graph, Site::Norm, false, &chain));
-    if let Some(product) = only(at, "MatMul") {
-        if let Some(w) = graph.input(product.node, 1).filter(|&w| graph.constant(w).is_some()) {
-            out.push(site(graph, Site::Head, true, &[w]));
+    /// Walks from the last block's output down to the logits: norm, pooling and heads, in whatever order they come.
+    fn after(&mut self, block: usize, last: Value) {
+        let mut todo = vec![Stage { block: Some(block), site: Site::Residual2, part: None, values: vec![last] }];
+        while let Some(mut stage) = todo.pop() {
+            let (mut next, mut lost) = (Vec::new(), Vec::new());
+            let mut tips = 0;
+            let mut at = 0;
+            while let Some(&v) = stage.values.get(at) {
+                at += 1;
+                for reader in self.graph.uses(v) {
+                    let y = Value { node: reader.node, port: 0 };
+                    if self.is(y, &CARRIERS) && reader.port == 0 {
+                        stage.values.push(y);
+                    } else if let Some(following) = self.following(&stage, y) {
+                        tips += 1;
+                        next.push(following);
+                    } else if !self.graph.is_op(y.node, "Shape") {
+                        lost.push(y);
+                    }
+                }
+            }
+            let ends = stage.values.iter().any(|&v| self.graph.is_output(v));
+            if stage.site != Site::HeadOutput && !ends && (tips == 0 || !lost.is_empty()) {
+                let at = lost.first().copied().unwrap_or(last);
+                self.miss(at, "norm, head: a LayerNormalization, a mean over the tokens or a Linear expected after the blocks");
+            }
+            self.claim(stage);
+            // The first reader first: the stack is read from its end.
+            todo.extend(next.into_iter().rev());
         }
-        let logits = only(product, "Add").unwrap_or(product);
-        out.push(site(graph, Site::HeadOutput, false, &[logits]));
     }
-    out
+
+    /// What an operator that reads a stage makes of it.
+    fn following(&self, stage: &Stage, y: Value) -> Option<Stage> {
+        let Stage { block, site, .. } = *stage;
+        if self.graph.is_op(y.node, "LayerNormalization") {
+            return Some(Stage { block: None, site: Site::Norm, part: None, values: vec![y] });
+        }
+        if self.over_tokens(y) {
+            return Some(Stage { block, site, part: Some("pool"), values: vec![y] });
+        }
+        let weight = self.graph.input(y.node, 1).filter(|&w| self.graph.constant(w).is_some());
+        if self.graph.is_op(y.node, "MatMul") && weight.is_some() {
+            let sum = self.graph.uses(y).into_iter().find(|u| self.graph.is_op(u.node, "Add"));
+            let sum = sum.filter(|u| self.constant_input(u.node).is_some()).map(|u| Value { node: u.node, port: 0 });
+            let logits = sum.unwrap_or(y);
+            let head = Stage { block: None, site: Site::HeadOutput, part: None, values: vec![logits] };
+            return self.leads_out(logits, 4).then_some(head);
+        }
+        None
+    }
+
+    /// Whether a value is an output but for a few operators: several heads are averaged, logits may become probabilities.
+    /// The Linears of an attention pooling do not.
+    fn leads_out(&self, v: Value, steps: usize) -> bool {
+        const LAST: [&str; 6] = ["Add", "Sub", "Mul", "Div", "Softmax", "Sigmoid"];
+        let next = || self.graph.uses(v).into_iter().map(|u| Value { node: u.node, port: 0 });
+        self.graph.is_output(v)
+            || steps > 0 && next().any(|y| (self.is(y, &LAST) || self.is(y, &CARRIERS)) && self.leads_out(y, steps - 1))
+    }
+
+    /// Whether a Linear reads one of the values.
+    fn feeds_linear(&self, values: &[Value]) -> bool {
+        let readers = values.iter().flat_map(|&v| self.graph.uses(v));
+        readers.into_iter().any(|u| self.graph.is_op(u.node, "MatMul") && self.constant_input(u.node).is_some())
+    }
+
+    /// A mean over the tokens, axis 1 of three.
+    fn over_tokens(&self, y: Value) -> bool {
+        let Some(op) = self.graph.op(y.node).filter(|op| op.op.is("ReduceMean")) else { return false };
+        let input = self.graph.input(y.node, 1).and_then(|v| self.graph.constant(v)).and_then(|t| t.to_i64().ok());
+        let axes = op.attrs.ints("axes").map(<[i64]>::to_vec).or(input);
+        axes.is_some_and(|a| a == [1] || a == [-2])
+    }
+
+    fn claim(&mut self, stage: Stage) {
+        let Stage { block, site, part, mut values } = stage;
+        match site {
+            // No LayerNorm after the blocks: what the head reads needs one scale, not those of the residual stream.
+            Site::Residual2 if self.feeds_linear(&values) => {
+                if part.is_none() {
+                    values.remove(0);
+                }
+                if !values.is_empty() {
+                    self.site(None, Site::Norm, false, part.or(Some("tokens")), &values);
+                }
+            }
+            Site::Residual2 if part.is_none() => {
+                // The sum itself is the block's. What is picked from it before a LayerNormalization needs codes of its own;
+                // before a mean it is read in float anyway.
+                values.remove(0);
+                let normed = |v: &Value| self.graph.uses(*v).into_iter().any(|u| self.graph.is_op(u.node, "LayerNormalization"));
+                if values.iter().any(normed) {
+                    self.site(block, site, false, Some("tokens"), &values);
+                }
+            }
+            Site::HeadOutput => {
+                let product = values.first().map(|v| match self.graph.is_op(v.node, "Add") {
+                    true => self.data_input(*v).unwrap_or(*v),
+                    false => *v,
+                });
+                if let Some(w) = product.and_then(|p| self.graph.input(p.node, 1)) {
+                    self.site(None, Site::Head, true, None, &[w]);
+                }
+                values.truncate(1);
+                self.site(None, site, false, None, &values);
+            }
+            _ => self.site(block, site, false, part, &values),
+        }
+    }
+}
+
+/// One tensor on the way from the last block to the logits.
+struct Stage {
+    block: Option<usize>,
+    site: Site,
+    part: Option<&'static str>,
+    /// Its producer, then what carries its elements.
+    values: Vec<Value>,
 }

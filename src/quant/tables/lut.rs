@@ -17,6 +17,8 @@ pub enum Activation {
     Sigmoid,
     /// The hyperbolic tangent.
     Tanh,
+    /// `max(x, 0)`.
+    Relu,
     /// `x · clamp(x/6 + 1/2, 0, 1)`.
     HardSwish,
 }
@@ -35,6 +37,7 @@ impl Activation {
             Self::QuickGelu => x * sigmoid(1.702 * x),
             Self::Sigmoid => sigmoid(x),
             Self::Tanh => libm::tanh(x),
+            Self::Relu => x.max(0.0),
             Self::HardSwish => x * (x / 6.0 + 0.5).clamp(0.0, 1.0),
         }
     }
@@ -119,6 +122,8 @@ mod tests {
         close(Activation::QuickGelu, 0.5, 0.35038843660638014);
         close(Activation::Sigmoid, 3.0, 0.9525741268224333);
         close(Activation::Tanh, 0.25, 0.24491866240370913);
+        close(Activation::Relu, 0.25, 0.25);
+        close(Activation::Relu, -0.25, 0.0);
         close(Activation::HardSwish, 1.0, 2.0 / 3.0);
         close(Activation::HardSwish, -3.5, 0.0);
         close(Activation::HardSwish, 3.5, 3.5);

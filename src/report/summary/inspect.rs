@@ -104,6 +104,7 @@ fn covered<'a>(graph: &'a Graph, vit: &'a Vit) -> BTreeSet<&'a str> {
         for l in b.attention.qkv.iter().chain([&b.attention.proj, &b.mlp.fc1, &b.mlp.fc2]) {
             names.extend([l.product.as_str(), l.output.as_str()]);
         }
+        names.extend(b.mlp.gate.iter().map(String::as_str));
     }
     // A Linear outside the blocks is a site by its sum; its product belongs to it.
     let products = |name: &&str| -> Option<&'a str> {
