@@ -6,7 +6,7 @@ use super::schema::{CalibrationMode, Method, Observer, SiteConfig, WEIGHTS};
 
 /// The built-in default of a site: 8 bits; weights symmetric with one scale for each output channel, activations affine
 /// with one scale, the residual stream and what is added to it PTF, the softmax Log2. Ranges are those of the smallest and
-/// largest value, but for three kinds of sites with long tails.
+/// largest value, but for a few sites with long tails.
 pub(super) fn built_in(site: &str) -> SiteConfig {
     let activation = SiteConfig {
         calibration_mode: CalibrationMode::LayerWise,
@@ -37,7 +37,7 @@ pub(super) fn built_in(site: &str) -> SiteConfig {
         // The residual stream, and what is added to it: a few channels are tens of times larger than the others.
         "residual1" | "residual2" | "embed" | "attn_proj_output" | "mlp_act2" => SiteConfig { method: Method::Ptf, ..activation },
         // A few large values, which cost less when they are cut than the resolution that they take.
-        "norm2" | "mlp_act" => SiteConfig { observer: Observer::Omse, ..activation },
+        "norm2" | "kv_act" | "mlp_act" => SiteConfig { observer: Observer::Omse, ..activation },
         "intSoft" => SiteConfig { method: Method::Log2, signed: false, ..activation },
         _ => activation,
     }
