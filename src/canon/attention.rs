@@ -297,8 +297,14 @@ fn build_scaled_scores(edit: &mut Edit<'_>, m: &Match, (w, bias): (Tensor, Optio
     let at = m.value("product").node;
     let replace = |edit: &mut Edit<'_>, node, port, old: Value, tensor| {
         let name = format!("{}.scaled", edit.value_name(old));
-        let new = edit.add_init(at, &name, tensor);
-        edit.set_input(node, port, Some(new));
+        if edit.use_count(old) == 1 {
+            // Nothing else reads it: the unscaled copy goes at once, not only when the pass ends.
+            edit.set_tensor(old.node, tensor);
+            edit.rename(old, &name);
+        } else {
+            let new = edit.add_init(at, &name, tensor);
+            edit.set_input(node, port, Some(new));
+        }
     };
     replace(edit, at, 1, m.value("w"), w);
     if let Some(bias) = bias {
