@@ -9,7 +9,7 @@ pub(super) fn rules() -> Vec<Rule> {
         Rule::new(
             "attention-op",
             "Attention",
-            op("Attention", [var("q"), var("k"), var("v")]),
+            op("Attention", [var("q"), var("k"), var("v")]).form("Attention"),
             check_attention_op,
             build_attention_op,
         ),
@@ -17,12 +17,12 @@ pub(super) fn rules() -> Vec<Rule> {
         Rule::new(
             "scale-out-of-transpose",
             "",
-            op("Transpose", [times_scalar(var("x"))]).named("t"),
+            op("Transpose", [times_scalar(var("x")).form("Mul before Transpose")]).named("t"),
             factor,
             build_scale_after_transpose,
         ),
         Rule::new("merge-scales", "", times_scalar_as(times_scalar(product()), "c2"), two_factors, build_scale),
-        Rule::new("scale-as-mul", "", op("Div", [product(), scalar("c")]), divisor, build_scale),
+        Rule::new("scale-as-mul", "", op("Div", [product(), scalar("c")]).form("Div on scores"), divisor, build_scale),
         Rule::new("separate-qkv", "Split", selection(), check_selection, build_selection),
         Rule::new("fold-scale-into-q", "", scaled_scores(), check_scaled_scores, build_scaled_scores),
     ]
@@ -100,8 +100,13 @@ fn build_attention_op(edit: &mut Edit<'_>, m: &Match, scale: f32) -> Value {
 // Scales travel outwards until one sits between the scores and the softmax.
 
 fn scaled_operand() -> Pat {
-    let by = |p: Pat| any_of([times_scalar(p.clone()), op("Div", [p, scalar("d")])]);
-    any_of([op("MatMul", [by(var("a")), var("b")]), op("MatMul", [var("a"), by(var("b"))])])
+    let by = |p: Pat, [mul, div]: [&'static str; 2]| {
+        any_of([times_scalar(p.clone()).form(mul), op("Div", [p, scalar("d")]).form(div)])
+    };
+    any_of([
+        op("MatMul", [by(var("a"), ["Mul on q", "Div on q"]), var("b")]),
+        op("MatMul", [var("a"), by(var("b"), ["Mul on k", "Div on k"])]),
+    ])
 }
 
 fn different_operands(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
@@ -169,11 +174,14 @@ fn joint_linear() -> Pat {
 fn selection() -> Pat {
     let permuted = || op("Transpose", [op("Reshape", [joint_linear(), konst("shape")])]).named("permuted");
     any_of([
-        op("Gather", [permuted(), scalar("index")]).named("gather"),
-        op("Squeeze", [op("Split", [permuted()]).named("split"), konst("squeezed")]),
+        op("Gather", [permuted(), scalar("index")]).form("Gather").named("gather"),
+        op("Squeeze", [op("Split", [permuted()]).form("Split").named("split"), konst("squeezed")]),
         op(
             "Squeeze",
-            [op("Slice", [permuted(), scalar("start"), scalar("end"), scalar("axis")]).named("slice"), konst("squeezed")],
+            [
+                op("Slice", [permuted(), scalar("start"), scalar("end"), scalar("axis")]).form("Slice").named("slice"),
+                konst("squeezed"),
+            ],
         ),
     ])
 }
@@ -285,7 +293,7 @@ fn scaled_scores() -> Pat {
     let scores = op("MatMul", [q, var("kt")]).named("scores");
     // Talking heads have transposed the scores before they are scaled.
     let moved = op("Transpose", [scores.clone()]).named("moved");
-    op("Mul", [any_of([scores, moved]), scalar("c")])
+    op("Mul", [any_of([scores, moved]), scalar("c")]).form("Mul on scores")
 }
 
 /// Operators that a factor passes through.
@@ -311,7 +319,10 @@ fn check_scaled_scores(facts: Facts<'_>, m: &Match) -> Result<(Tensor, Option<Te
     let reader_inside = |n: NodeId| n == scores.node || inside.iter().any(|v| v.node == n);
     for &value in &inside {
         if g.is_output(value) || g.uses(value).iter().any(|u| !reader_inside(u.node)) {
-            return Err(format!("'{}' to be read for the scores only expected, so that q alone can be scaled", g.value_name(value)));
+            return Err(format!(
+                "'{}' to be read for the scores only expected, so that q alone can be scaled",
+                g.value_name(value)
+            ));
         }
     }
     for value in [Some(scores), m.get("moved")].into_iter().flatten() {

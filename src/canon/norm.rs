@@ -23,8 +23,8 @@ fn layer_norm() -> Pat {
     let variance = op("ReduceMean", [square]).named("variance");
     let deviation = || op("Sqrt", [commute("Add", variance.clone(), scalar("eps"))]);
     let normal = any_of([
-        op("Div", [centred().named("centred"), deviation()]),
-        commute("Mul", centred().named("centred"), op("Reciprocal", [deviation()])),
+        op("Div", [centred().named("centred"), deviation()]).form("ReduceMean, Sqrt, Div"),
+        commute("Mul", centred().named("centred"), op("Reciprocal", [deviation()])).form("ReduceMean, Sqrt, Reciprocal"),
     ]);
     commute("Add", commute("Mul", normal, konst("gamma")), konst("beta"))
 }

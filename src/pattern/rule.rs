@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Match, Miss, Pat, match_value};
+use super::{Forms, Match, Miss, Pat, match_value};
 use crate::ir::shape::{self, Shapes};
 use crate::ir::{Edit, Graph, Value, VerifyError};
 
@@ -104,16 +104,21 @@ impl Rule {
 }
 
 /// Applies rules until none matches; returns how often each applied, and the near misses that remain, one for each node
-/// that a rule's tell names.
+/// that a rule's tell names. `forms` learns how the exporter spelt what was rewritten.
 ///
 /// # Errors
 /// When a rewrite breaks an invariant of the graph, which is a defect of the rule.
-pub fn run(graph: &mut Graph, opset: i64, rules: &[Rule]) -> Result<(BTreeMap<&'static str, usize>, Vec<NearMiss>), VerifyError> {
+pub fn run(
+    graph: &mut Graph,
+    opset: i64,
+    rules: &[Rule],
+    forms: &mut Forms,
+) -> Result<(BTreeMap<&'static str, usize>, Vec<NearMiss>), VerifyError> {
     /// No chain of our rules is longer; a cycle of rules ends here.
     const MAX_ROUNDS: usize = 32;
     let mut applied = BTreeMap::new();
     for _ in 0..MAX_ROUNDS {
-        if round(graph, opset, rules, &mut applied)? == 0 {
+        if round(graph, opset, rules, &mut applied, forms)? == 0 {
             break;
         }
     }
@@ -127,10 +132,12 @@ fn round(
     opset: i64,
     rules: &[Rule],
     applied: &mut BTreeMap<&'static str, usize>,
+    forms: &mut Forms,
 ) -> Result<usize, VerifyError> {
     let mut count = 0;
     let order = graph.ops();
     let shapes = shape::infer(graph, opset);
+    let mut tracked = forms.track(graph);
     let mut edit = Edit::new(graph);
     for id in order {
         let outputs = edit.get(id).map_or(0, |n| n.outputs.len()) as u32;
@@ -146,8 +153,10 @@ fn round(
                 }
                 let Ok(m) = match_value(&edit, &rule.pattern, root) else { continue };
                 let Ok(build) = (rule.apply)(Facts { graph: &edit, shapes: &shapes }, &m) else { continue };
+                let before = edit.added().len();
                 let new = build(&mut edit);
                 edit.replace(root, new);
+                tracked.record(&edit, rule, &m, edit.added().get(before..).unwrap_or_default(), new);
                 *applied.entry(rule.name).or_default() += 1;
                 count += 1;
                 break;
@@ -155,6 +164,7 @@ fn round(
         }
     }
     edit.commit()?;
+    *forms = tracked.names(graph);
     Ok(count)
 }
 
