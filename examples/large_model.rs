@@ -39,7 +39,11 @@ fn measure(path: &Path) -> Result<(), Box<dyn Error>> {
     let found = vit::recognise(&model.graph);
     let all = start.elapsed().as_secs_f64();
     println!("{}: {:.2} GB, {} blocks", path.display(), size as f64 / 1e9, found.blocks.len());
-    println!("read {read:.2} s, canonicalised {:.2} s, recognised {:.2} s, together {all:.2} s", canonical - read, all - canonical);
+    println!(
+        "read {read:.2} s, canonicalised {:.2} s, recognised {:.2} s, together {all:.2} s",
+        canonical - read,
+        all - canonical
+    );
     if all > 5.0 {
         return Err("slower than 5 s".into());
     }

@@ -17,7 +17,7 @@ pub(super) fn rules() -> Vec<Rule> {
         Rule::new(
             "scale-out-of-transpose",
             "",
-            op("Transpose", [times_scalar(var("x")).form("Mul before Transpose")]).named("t"),
+            op("Transpose", [times_scalar(var("x")).form("Mul before Transpose").named("factor")]).named("t"),
             factor,
             build_scale_after_transpose,
         ),
@@ -101,7 +101,7 @@ fn build_attention_op(edit: &mut Edit<'_>, m: &Match, scale: f32) -> Value {
 
 fn scaled_operand() -> Pat {
     let by = |p: Pat, [mul, div]: [&'static str; 2]| {
-        any_of([times_scalar(p.clone()).form(mul), op("Div", [p, scalar("d")]).form(div)])
+        any_of([times_scalar(p.clone()).form(mul), op("Div", [p, scalar("d")]).form(div)]).named("factor")
     };
     any_of([
         op("MatMul", [by(var("a"), ["Mul on q", "Div on q"]), var("b")]),
@@ -127,12 +127,17 @@ fn build_scale_after_matmul(edit: &mut Edit<'_>, m: &Match, c: f32) -> Value {
     let at = m.root().node;
     let name = edit.value_name(m.root()).to_owned();
     let product = edit.add(at, NewOp::std("MatMul", &format!("{name}_unscaled")).inputs([m.value("a"), m.value("b")]));
-    scale(edit, at, &name, product, c)
+    scale(edit, m, product, c)
 }
 
-fn scale(edit: &mut Edit<'_>, at: crate::ir::NodeId, name: &str, x: Value, c: f32) -> Value {
+/// The factor behind what it was a part of. The operator that it comes from hands on its name, for messages.
+fn scale(edit: &mut Edit<'_>, m: &Match, x: Value, c: f32) -> Value {
+    let (at, name) = (m.root().node, edit.value_name(m.root()).to_owned());
+    let stem = format!("{name}_scaled");
+    let from = m.get("factor").unwrap_or(m.root()).node;
+    let node = edit.op(from).map(|op| op.name.clone()).filter(|n| !n.is_empty()).unwrap_or_else(|| stem.clone());
     let c = edit.add_init(at, &format!("{name}_scale"), float(c));
-    edit.add(at, NewOp::std("Mul", &format!("{name}_scaled")).inputs([x, c]))
+    edit.add(at, NewOp::std("Mul", &node).output(&stem).inputs([x, c]))
 }
 
 fn factor(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
@@ -145,7 +150,7 @@ fn build_scale_after_transpose(edit: &mut Edit<'_>, m: &Match, c: f32) -> Value 
     let name = edit.value_name(m.root()).to_owned();
     let attrs = edit.op(at).map(|o| o.attrs.clone()).unwrap_or_default();
     let t = edit.add(at, NewOp::std("Transpose", &format!("{name}_unscaled")).input(m.value("x")).attrs(attrs));
-    scale(edit, at, &name, t, c)
+    scale(edit, m, t, c)
 }
 
 fn two_factors(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
@@ -160,8 +165,7 @@ fn divisor(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
 }
 
 fn build_scale(edit: &mut Edit<'_>, m: &Match, c: f32) -> Value {
-    let name = edit.value_name(m.root()).to_owned();
-    scale(edit, m.root().node, &name, m.value("product"), c)
+    scale(edit, m, m.value("product"), c)
 }
 
 // q, k or v picked from one joint Linear becomes a Linear of its own.
@@ -231,7 +235,9 @@ fn check_selection(facts: Facts<'_>, m: &Match) -> Result<Selection, String> {
         sliced(g, m, count, int)
     };
     let index = index.and_then(|i| usize::try_from(if i < 0 { i + count } else { i }).ok()).filter(|&i| i < parts);
-    let index = index.ok_or("one of q, k, v at a constant index expected")?;
+    let picker = ["gather", "split", "slice"].iter().find_map(|name| m.get(name)).unwrap_or(m.root());
+    let picks = || format!("one of q, k, v, picked at a constant place of axis 0, expected, found {}", g.describe(picker.node));
+    let index = index.ok_or_else(picks)?;
     let w = g.constant(m.value("w")).ok_or("constant weights expected")?;
     // One of the two may be left to be computed.
     let part = w.shape.get(1).and_then(|&n| i64::try_from(n / parts).ok()).unwrap_or(0);
@@ -317,8 +323,12 @@ fn check_scaled_scores(facts: Facts<'_>, m: &Match) -> Result<(Tensor, Option<Te
     let inside: Vec<Value> = ["product", "linear"].iter().filter_map(|n| m.get(n)).chain(m.list("path")).collect();
     let scores = m.value("scores");
     let reader_inside = |n: NodeId| n == scores.node || inside.iter().any(|v| v.node == n);
-    for &value in &inside {
-        if g.is_output(value) || g.uses(value).iter().any(|u| !reader_inside(u.node)) {
+    // Every part that a Split on the way makes, too: k and v may be others of the same.
+    let ports = |id: NodeId| g.get(id).map_or(0, |n| n.outputs.len() as u32);
+    let made = inside.iter().flat_map(|v| (0..ports(v.node)).map(|port| Value { node: v.node, port }));
+    for value in made {
+        let ours = inside.contains(&value) || g.use_count(value) == 0;
+        if !ours || g.is_output(value) || g.uses(value).iter().any(|u| !reader_inside(u.node)) {
             return Err(format!(
                 "'{}' to be read for the scores only expected, so that q alone can be scaled",
                 g.value_name(value)

@@ -263,7 +263,8 @@ impl<'g> State<'g> {
             return self.miss(|g| format!("output {port} of {} expected, found output {}", g.describe(value.node), value.port));
         }
         if let Some(Err(e)) = check.map(|c| c(op)) {
-            return self.miss(|g| format!("{e}, at {}", g.describe(value.node)));
+            let reader = self.reader.map_or_else(String::new, |id| format!(", read by {}", self.graph.describe(id)));
+            return self.miss(|g| format!("{e}, at {}{reader}", g.describe(value.node)));
         }
         let found = self.graph.inputs_of(value.node);
         let orders: &[[usize; 2]] = if commute { &[[0, 1], [1, 0]] } else { &[[0, 1]] };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Forms, Match, Miss, Pat, match_value};
 use crate::ir::shape::{self, Shapes};
-use crate::ir::{Edit, Graph, Value, VerifyError};
+use crate::ir::{Edit, Graph, NodeId, Value, VerifyError};
 
 /// What a rule's check may look at.
 #[derive(Debug, Clone, Copy)]
@@ -168,6 +168,21 @@ fn round(
     Ok(count)
 }
 
+/// A `tell` close behind the last of several operators that matched: the miss came before the pattern reached it.
+fn just_behind(graph: &Graph, miss: &Miss, tell: &str) -> Option<NodeId> {
+    /// Fewer operators in a row are in many computations.
+    const MATCHED: usize = 3;
+    const STEPS: usize = 3;
+    let mut level: Vec<NodeId> = miss.path.last().filter(|_| miss.path.len() >= MATCHED).into_iter().copied().collect();
+    for _ in 0..STEPS {
+        level = level.iter().flat_map(|&id| graph.inputs_of(id)).flatten().map(|v| v.node).collect();
+        if let Some(&found) = level.iter().find(|&&id| graph.is_op(id, tell)) {
+            return Some(found);
+        }
+    }
+    None
+}
+
 fn near_misses(graph: &Graph, opset: i64, rules: &[Rule]) -> Vec<NearMiss> {
     let shapes = shape::infer(graph, opset);
     let mut out = Vec::new();
@@ -185,7 +200,8 @@ fn near_misses(graph: &Graph, opset: i64, rules: &[Rule]) -> Vec<NearMiss> {
                     Ok(_) => continue,
                 },
             };
-            let tell = miss.path.iter().find(|&&n| graph.is_op(n, rule.tell)).copied();
+            let tell =
+                miss.path.iter().find(|&&n| graph.is_op(n, rule.tell)).copied().or_else(|| just_behind(graph, &miss, rule.tell));
             let tell = tell.or_else(|| (miss.depth == usize::MAX).then_some(id));
             if let Some(tell) = tell {
                 let known = best.get(&tell.index());
@@ -196,7 +212,7 @@ fn near_misses(graph: &Graph, opset: i64, rules: &[Rule]) -> Vec<NearMiss> {
         }
         out.extend(best.into_iter().map(|(tell, miss)| NearMiss {
             rule: rule.name,
-            tell: graph.describe(crate::ir::NodeId::new(tell)),
+            tell: graph.describe(NodeId::new(tell)),
             what: miss.what,
         }));
     }
