@@ -126,18 +126,24 @@ fn different_operands(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
 fn build_scale_after_matmul(edit: &mut Edit<'_>, m: &Match, c: f32) -> Value {
     let at = m.root().node;
     let name = edit.value_name(m.root()).to_owned();
-    let product = edit.add(at, NewOp::std("MatMul", &format!("{name}_unscaled")).inputs([m.value("a"), m.value("b")]));
+    let new = like(edit, at, "MatMul", &format!("{name}_unscaled"));
+    let product = edit.add(at, new.inputs([m.value("a"), m.value("b")]));
     scale(edit, m, product, c)
 }
 
-/// The factor behind what it was a part of. The operator that it comes from hands on its name, for messages.
+/// An operator in the place of another, whose name it takes over so that messages speak of what the file has.
+fn like(edit: &Edit<'_>, old: NodeId, op_type: &str, output: &str) -> NewOp {
+    let name = edit.op(old).map(|op| op.name.as_str()).filter(|n| !n.is_empty()).unwrap_or(output);
+    NewOp::std(op_type, name).output(output)
+}
+
+/// The factor, behind what it was a part of.
 fn scale(edit: &mut Edit<'_>, m: &Match, x: Value, c: f32) -> Value {
     let (at, name) = (m.root().node, edit.value_name(m.root()).to_owned());
-    let stem = format!("{name}_scaled");
     let from = m.get("factor").unwrap_or(m.root()).node;
-    let node = edit.op(from).map(|op| op.name.clone()).filter(|n| !n.is_empty()).unwrap_or_else(|| stem.clone());
+    let new = like(edit, from, "Mul", &format!("{name}_scaled"));
     let c = edit.add_init(at, &format!("{name}_scale"), float(c));
-    edit.add(at, NewOp::std("Mul", &node).output(&stem).inputs([x, c]))
+    edit.add(at, new.inputs([x, c]))
 }
 
 fn factor(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
@@ -149,7 +155,8 @@ fn build_scale_after_transpose(edit: &mut Edit<'_>, m: &Match, c: f32) -> Value 
     let at = m.root().node;
     let name = edit.value_name(m.root()).to_owned();
     let attrs = edit.op(at).map(|o| o.attrs.clone()).unwrap_or_default();
-    let t = edit.add(at, NewOp::std("Transpose", &format!("{name}_unscaled")).input(m.value("x")).attrs(attrs));
+    let new = like(edit, at, "Transpose", &format!("{name}_unscaled"));
+    let t = edit.add(at, new.input(m.value("x")).attrs(attrs));
     scale(edit, m, t, c)
 }
 
