@@ -5,7 +5,7 @@ use crate::ir::{Edit, NewOp, Tensor, Value};
 use crate::pattern::{Facts, Match, Rule, konst, op, var};
 
 pub(super) fn rules() -> Vec<Rule> {
-    let bias_first = op("Add", [konst("b"), op("MatMul", [var("x"), var("w")]).named("product")]).form("bias first");
+    let bias_first = op("Add", [konst("b"), op("MatMul", [var("x"), var("w")]).named("product")]).form("bias + MatMul");
     vec![
         Rule::new("linear-from-gemm", "Gemm", op("Gemm", [var("x"), konst("w")]).form("Gemm"), check_gemm, build_gemm),
         Rule::new(

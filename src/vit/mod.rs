@@ -7,10 +7,12 @@ mod block;
 mod general;
 mod outside;
 mod site;
+mod spelling;
 
 pub use block::{Attention, Block, Linear, Mlp, find};
 pub use general::General;
 pub use site::{Section, Site, SiteRef};
+pub use spelling::PartForm;
 
 use crate::ir::Graph;
 use crate::pattern::NearMiss;
