@@ -180,7 +180,7 @@ fn inspected(mut model: Model) -> (Vec<String>, Vec<String>) {
     let report = canon::canonicalise(&mut model).unwrap();
     let vit = vit::recognise(&model.graph);
     let said = vit.near_misses.iter().chain(&report.near_misses).map(ToString::to_string).collect();
-    (said, vit.blocks.iter().map(|b| b.mlp.fc1.weight.clone()).collect())
+    (said, vit.blocks.iter().map(|b| b.mlps[0].fc1.weight.clone()).collect())
 }
 
 #[test]

@@ -19,16 +19,16 @@ impl Block {
         let look = Look { graph, forms };
         let mut parts = Vec::new();
         let mut push = |part, form: Option<String>| parts.extend(form.map(|form| PartForm { part, form }));
-        for a in [&self.attention] {
-            push("norm1", Some(look.value(&a.norm)));
+        for a in &self.attentions {
+            push("norm1", a.norm.as_ref().or(a.post_norm.as_ref()).map(|v| look.value(v)));
             // The query may be a constant, and the scale goes through q: the keys tell.
             push("q, k, v", a.qkv.iter().rev().nth(1).map(|l| look.linear(&l.output)));
             push("scale", Some(look.scale(&a.scores)));
             push("softmax", Some(look.value(&a.probabilities)));
             push("proj", Some(look.linear(&a.proj.output)));
         }
-        for m in [&self.mlp] {
-            push("norm2", Some(look.value(&m.norm)));
+        for m in &self.mlps {
+            push("norm2", m.norm.as_ref().or(m.post_norm.as_ref()).map(|v| look.value(v)));
             push("fc1", Some(look.linear(&m.fc1.output)));
             push("activation", Some(look.forms.of(&m.act).map_or_else(|| m.act_op.clone(), |labels| labels.join(", "))));
             push("fc2", Some(look.linear(&m.fc2.output)));
