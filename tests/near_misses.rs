@@ -109,8 +109,9 @@ const CASES: &[Case] = &[
         c.set(&b("attn/Transpose"), "perm", ints(&[2, 0, 1, 3, 4]));
     }),
     (TORCHSCRIPT, "k transposed otherwise", "attn/Transpose_1", |c| c.set(&b("attn/Transpose_1"), "perm", ints(&[3, 1, 2, 0]))),
-    (TORCHSCRIPT, "a factor for each channel of q", "attn/Mul", |c| {
-        c.feed_constant(&b("attn/Mul"), 1, &std::array::from_fn::<f32, 16, _>(|i| 0.2 + i as f32 / 100.0));
+    (TORCHSCRIPT, "a factor on q that is computed", "attn/Mul", |c| {
+        let v = c.computed();
+        c.feed(&b("attn/Mul"), 1, v);
     }),
     (TORCHSCRIPT, "a factor on v", NEW, |c| {
         let two = c.constant(2f32);

@@ -38,6 +38,12 @@ fn rms_norm() -> Pat {
 
 fn check_rms(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
     last_axis_kept(facts, m.value("variance").node)?;
+    let (g, x) = (facts.graph, m.value("x").node);
+    // Inside a LayerNorm, whose bias comes later than this product.
+    let mean = g.input(x, 1).filter(|v| g.is_op(x, "Sub") && g.is_op(v.node, "ReduceMean"));
+    if mean.is_some_and(|mean| g.input(mean.node, 0) == g.input(x, 0)) {
+        return Err("a value that is not centred expected: this is a LayerNormalization's".to_owned());
+    }
     let gamma = facts.graph.constant(m.value("gamma")).map(|t| t.shape.clone()).unwrap_or_default();
     match facts.last_dim(m.value("x")) {
         Some(channels) if gamma == [channels] => {}

@@ -103,8 +103,9 @@ struct State<'g> {
     graph: &'g Graph,
     bound: Vec<(&'static str, Value)>,
     listed: Vec<(&'static str, Value)>,
-    /// The chains whose steps are being matched, the innermost last.
-    chains: Vec<&'g Pat>,
+    /// The chains whose steps are being matched, the innermost last, each with what had matched before its step: a long chain
+    /// is no better a match than a short one.
+    chains: Vec<(&'g Pat, usize)>,
     /// The operators that have matched so far.
     path: Vec<NodeId>,
     /// Labels of those that have one.
@@ -183,10 +184,11 @@ impl<'g> State<'g> {
             }
             PatNode::Chain { steps, inner } => self.chain(pattern, (steps, inner), value, then),
             PatNode::Hole => {
-                let Some(chain) = self.chains.pop() else { return false };
+                let Some((chain, before)) = self.chains.pop() else { return false };
                 let reader = self.reader;
+                let inside = std::mem::replace(&mut self.matched, before);
                 let ok = self.value(chain, value, &mut |s| {
-                    s.chains.push(chain);
+                    s.chains.push((chain, before));
                     s.reader = reader;
                     let ok = then(s);
                     if !ok {
@@ -195,7 +197,8 @@ impl<'g> State<'g> {
                     ok
                 });
                 if !ok {
-                    self.chains.push(chain);
+                    self.matched = inside;
+                    self.chains.push((chain, before));
                 }
                 ok
             }
@@ -228,7 +231,7 @@ impl<'g> State<'g> {
         }
         steps.iter().any(|step| {
             self.reader = reader;
-            self.chains.push(chain);
+            self.chains.push((chain, self.matched));
             self.listed.extend(chain.name.map(|name| (name, value)));
             let depth = self.listed.len();
             let ok = self.value(step, value, &mut |s| {
