@@ -213,3 +213,24 @@ fn the_altered_operator_is_named_and_only_its_block_is_lost() {
     });
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
+
+/// A GELU or Softmax gives a block away only where there is attention.
+#[test]
+fn a_convolutional_network_with_gelu_and_softmax_misses_no_block() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/digits/cnn_digits.onnx");
+    let mut model = onnx::read(&path).unwrap();
+    canon::canonicalise(&mut model).unwrap();
+    let relus: Vec<NodeId> = model.graph.ops().into_iter().filter(|&id| model.graph.is_op(id, "Relu")).collect();
+    assert!(!relus.is_empty());
+    let mut edit = Edit::new(&mut model.graph);
+    for id in relus {
+        edit.op_mut(id).unwrap().op = OpName::std("Gelu");
+    }
+    let logits = edit.outputs()[0];
+    let softmax = edit.add(logits.node, NewOp::std("Softmax", "softmax").input(logits));
+    edit.replace(logits, softmax);
+    edit.commit().unwrap();
+    let vit = vit::recognise(&model.graph);
+    let blocks: Vec<String> = vit.near_misses.iter().filter(|m| m.rule != "outside").map(ToString::to_string).collect();
+    assert!(blocks.is_empty(), "{blocks:#?}");
+}

@@ -247,7 +247,7 @@ impl InspectSummary {
             let name = if n == 1 { first.index.to_string() } else { format!("{}-{}", first.index, first.index + n - 1) };
             let cells = [
                 name,
-                [&[first.kind.clone()], first.features.as_slice()].concat().join(", "),
+                [std::slice::from_ref(&first.kind), first.features.as_slice()].concat().join(", "),
                 first.heads.to_string(),
                 first.head_dim.to_string(),
                 first.dim.to_string(),
@@ -269,7 +269,7 @@ impl InspectSummary {
         let mut rows: Vec<(&'static str, &str, Vec<usize>)> = Vec::new();
         for block in &self.blocks {
             for PartForm { part, form } in &block.forms {
-                match rows.iter_mut().find(|(p, f, _)| (p, f) == (&part, &form.as_str())) {
+                match rows.iter_mut().find(|(p, f, _)| (p, f) == (part, &form.as_str())) {
                     Some((.., blocks)) => blocks.push(block.index),
                     None => {
                         // Beside the other forms of the same part.
@@ -281,7 +281,7 @@ impl InspectSummary {
         }
         let mut lines: Vec<(Vec<&str>, &str, Vec<usize>)> = Vec::new();
         for (part, form, blocks) in rows {
-            match lines.iter_mut().find(|(_, f, b)| (*f, &*b) == (form, &blocks)) {
+            match lines.iter_mut().find(|(_, f, b)| (*f, b) == (form, &blocks)) {
                 Some((parts, ..)) => parts.push(part),
                 None => lines.push((vec![part], form, blocks)),
             }
