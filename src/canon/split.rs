@@ -11,8 +11,8 @@ pub(super) fn rules() -> Vec<Rule> {
         any_of([op("Add", [product.clone(), konst("bias")]), product]).named("linear")
     };
     let part = any_of([
-        op("Split", [linear()]),
-        op("Slice", [linear(), scalar("start"), scalar("end"), scalar("axis")]).named("slice"),
+        op("Split", [linear()]).form("Split"),
+        op("Slice", [linear(), scalar("start"), scalar("end"), scalar("axis")]).form("Slice").named("slice"),
     ]);
     vec![Rule::new("separate-linears", "", part, check, |edit, m, (from, w, bias)| {
         let at = m.root().node;

@@ -362,10 +362,9 @@ pub(super) fn way_back(n: &Names<'_>, last: &Linear, output: Site, norm: Site) -
     let from = |first: String, rest: Vec<String>| [first].into_iter().chain(rest).collect();
     match n.get("post_norm") {
         None => vec![Part::values(output, None, from(last.output.clone(), back))],
-        Some(normed) => vec![
-            Part::values(output, None, from(last.output.clone(), unwindowed)),
-            Part::values(norm, None, from(normed, back)),
-        ],
+        Some(normed) => {
+            vec![Part::values(output, None, from(last.output.clone(), unwindowed)), Part::values(norm, None, from(normed, back))]
+        }
     }
 }
 

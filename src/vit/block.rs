@@ -98,7 +98,8 @@ impl Search<'_> {
     /// is no term; a class token is.
     fn terms(&self, sum: Value) -> Option<(Vec<Value>, Vec<Value>)> {
         let operands: Vec<Value> = self.graph.inputs_of(sum.node).into_iter().flatten().collect();
-        let sums = self.graph.is_op(sum.node, "Add") && operands.iter().all(|v| self.graph.constant(*v).is_none_or(|t| t.shape.len() > 1));
+        let sums = self.graph.is_op(sum.node, "Add")
+            && operands.iter().all(|v| self.graph.constant(*v).is_none_or(|t| t.shape.len() > 1));
         sums.then(|| {
             let (mut terms, mut inner) = (Vec::new(), Vec::new());
             for v in operands {
@@ -124,6 +125,8 @@ impl Search<'_> {
         for (sum, terms, partial) in sums.into_iter().filter(|(sum, ..)| !inner.contains(sum)) {
             // The residual operand of a pre-norm block is the one that a LayerNorm reads: ask for it first.
             let mut candidates = terms.clone();
+            // The stream is added once.
+            candidates.retain(|x| terms.iter().filter(|t| *t == x).count() == 1);
             candidates.sort_by_key(|&v| !is_normed(graph, v));
             for x in candidates {
                 let branches: Vec<Value> = terms.iter().copied().filter(|&t| t != x).collect();
@@ -206,8 +209,14 @@ impl Search<'_> {
             let Ok(m) = match_value(graph, &self.forms.pooling, value) else { continue };
             let Some(found) = attention::of(graph, &m) else { continue };
             self.covered.insert(m.value("probabilities").node);
-            let half =
-                Half { x: m.value("x"), sum: value, partial: Vec::new(), attentions: vec![found], mlps: Vec::new(), joined: None };
+            let half = Half {
+                x: m.value("x"),
+                sum: value,
+                partial: Vec::new(),
+                attentions: vec![found],
+                mlps: Vec::new(),
+                joined: None,
+            };
             self.halves.push(half);
         }
     }
@@ -309,7 +318,16 @@ impl Search<'_> {
 
     /// Where the branch that a sum adds to `x` leaves its pattern.
     fn branch_miss(&self, sum: Value, x: Value, branch: &Pat) -> Option<Miss> {
-        let (terms, _) = self.terms(sum)?;
+        let (terms, inner) = self.terms(sum)?;
+        let reads = |v: &&Value| self.graph.inputs_of(v.node).contains(&Some(x));
+        if let Some(again) = inner.iter().find(reads).filter(|_| terms.iter().filter(|&&t| t == x).count() > 1) {
+            let (name, at) = (self.graph.value_name(x), self.graph.describe(again.node));
+            return Some(Miss {
+                depth: usize::MAX,
+                what: format!("'{name}' to be added once expected, found again at {at}"),
+                path: vec![],
+            });
+        }
         let others = terms.into_iter().filter(|&t| t != x);
         others.filter_map(|t| match_given(self.graph, branch, t, &[("x", x), ("root", self.root(x))]).err()).reduce(deeper)
     }
@@ -320,7 +338,9 @@ impl Search<'_> {
         // The same place may have been reported for its Softmax or Gelu already.
         let why = why.filter(|w| known.iter().all(|k| k.what != w.what));
         let why = why.map_or_else(String::new, |w| format!(": {}", w.what));
-        NearMiss { rule: "block", what: format!("{expected} '{value}' expected, found none{why}"), tell: value }
+        // What is no sum has no branches.
+        let found = if self.graph.is_op(sum.node, "Add") { "none".to_owned() } else { self.graph.describe(sum.node) };
+        NearMiss { rule: "block", what: format!("{expected} '{value}' expected, found {found}{why}"), tell: value }
     }
 
     fn block(&self, first: &Half, second: Option<&Half>, index: usize) -> Block {
@@ -423,9 +443,8 @@ impl Listed {
         if values.is_empty() {
             return;
         }
-        let taken = |name: &Option<String>| {
-            self.sites.iter().any(|s| (s.site, s.weight, &s.part) == (part.site, part.weight, name))
-        };
+        let taken =
+            |name: &Option<String>| self.sites.iter().any(|s| (s.site, s.weight, &s.part) == (part.site, part.weight, name));
         let named = |n: usize| match (&part.part, n) {
             (part, 1) => part.clone(),
             (None, n) => Some(n.to_string()),
