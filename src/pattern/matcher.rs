@@ -89,6 +89,8 @@ pub fn match_given<'g>(graph: &'g Graph, pattern: &'g Pat, value: Value, given: 
         forms: Vec::new(),
         reader: None,
         matched: 0,
+        nested: 0,
+        visits: 0,
         deepest: None,
     };
     let mut found = None;
@@ -116,8 +118,19 @@ struct State<'g> {
     reader: Option<NodeId>,
     /// How many parts of the pattern have matched so far.
     matched: usize,
+    /// How many parts are being matched, one inside the other.
+    nested: usize,
+    /// How many parts were looked at, in vain or not.
+    visits: usize,
     deepest: Option<Miss>,
 }
+
+/// A block has some hundred parts; a graph that nests deeper, or offers more ways through, resembles none.
+const MAX_NESTED: usize = 4_000;
+const MAX_VISITS: usize = 200_000;
+/// Below this much stack more is allocated.
+const STACK_LEFT: usize = 256 << 10;
+const STACK_MORE: usize = 4 << 20;
 
 type Then<'a, 'g> = &'a mut dyn FnMut(&mut State<'g>) -> bool;
 
@@ -157,6 +170,18 @@ impl<'g> State<'g> {
     }
 
     fn value(&mut self, pattern: &'g Pat, value: Value, then: Then<'_, 'g>) -> bool {
+        if self.nested >= MAX_NESTED || self.visits >= MAX_VISITS {
+            return self.miss(|g| format!("nothing so large expected, gave up at {}", g.describe(value.node)));
+        }
+        self.nested += 1;
+        self.visits += 1;
+        // What follows a match is called from inside it, so that the stack grows with the part of the graph that matches.
+        let ok = stacker::maybe_grow(STACK_LEFT, STACK_MORE, || self.look(pattern, value, then));
+        self.nested -= 1;
+        ok
+    }
+
+    fn look(&mut self, pattern: &'g Pat, value: Value, then: Then<'_, 'g>) -> bool {
         match &pattern.node {
             PatNode::Var => self.bind(pattern.name, value, then),
             PatNode::Const(check, what) => {
