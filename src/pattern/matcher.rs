@@ -9,6 +9,8 @@ use crate::ir::{Graph, NodeId, NodeKind, OpName, Value};
 pub struct Match {
     root: Value,
     bound: Vec<(&'static str, Value)>,
+    /// What the steps of chains made, by the chain's name, consumers first.
+    listed: Vec<(&'static str, Value)>,
 }
 
 impl Match {
@@ -27,6 +29,17 @@ impl Match {
         debug_assert!(self.get(name).is_some(), "the pattern binds no '{name}'");
         self.get(name).unwrap_or(self.root)
     }
+
+    /// The values that the steps of a chain made, producers first; each once.
+    pub fn list(&self, name: &str) -> Vec<Value> {
+        let mut values: Vec<Value> = Vec::new();
+        for &(_, v) in self.listed.iter().rev().filter(|(n, _)| *n == name) {
+            if !values.contains(&v) {
+                values.push(v);
+            }
+        }
+        values
+    }
 }
 
 /// Where a graph left a pattern.
@@ -44,15 +57,24 @@ pub struct Miss {
 ///
 /// # Errors
 /// The deepest miss over all alternatives; the first of equals.
-pub fn match_value(graph: &Graph, pattern: &Pat, value: Value) -> Result<Match, Miss> {
-    let mut state = State { graph, bound: Vec::new(), path: Vec::new(), reader: None, matched: 0, deepest: None };
+pub fn match_value<'g>(graph: &'g Graph, pattern: &'g Pat, value: Value) -> Result<Match, Miss> {
+    let mut state = State {
+        graph,
+        bound: Vec::new(),
+        listed: Vec::new(),
+        chains: Vec::new(),
+        path: Vec::new(),
+        reader: None,
+        matched: 0,
+        deepest: None,
+    };
     let mut found = None;
     state.value(pattern, value, &mut |s| {
-        found = Some(s.bound.clone());
+        found = Some((s.bound.clone(), s.listed.clone()));
         true
     });
     match found {
-        Some(bound) => Ok(Match { root: value, bound }),
+        Some((bound, listed)) => Ok(Match { root: value, bound, listed }),
         None => Err(state.deepest.unwrap_or(Miss { depth: 0, what: String::new(), path: Vec::new() })),
     }
 }
@@ -60,6 +82,9 @@ pub fn match_value(graph: &Graph, pattern: &Pat, value: Value) -> Result<Match, 
 struct State<'g> {
     graph: &'g Graph,
     bound: Vec<(&'static str, Value)>,
+    listed: Vec<(&'static str, Value)>,
+    /// The chains whose steps are being matched, the innermost last.
+    chains: Vec<&'g Pat>,
     /// The operators that have matched so far.
     path: Vec<NodeId>,
     /// The operator whose input is looked at. The last of `path` may be deep inside an earlier input.
@@ -106,7 +131,7 @@ impl<'g> State<'g> {
         ok
     }
 
-    fn value(&mut self, pattern: &Pat, value: Value, then: Then<'_, 'g>) -> bool {
+    fn value(&mut self, pattern: &'g Pat, value: Value, then: Then<'_, 'g>) -> bool {
         match &pattern.node {
             PatNode::Var => self.bind(pattern.name, value, then),
             PatNode::Const(check, what) => {
@@ -134,6 +159,24 @@ impl<'g> State<'g> {
                     self.alternative(p, pattern.name, value, then)
                 })
             }
+            PatNode::Chain { steps, inner } => self.chain(pattern, (steps, inner), value, then),
+            PatNode::Hole => {
+                let Some(chain) = self.chains.pop() else { return false };
+                let reader = self.reader;
+                let ok = self.value(chain, value, &mut |s| {
+                    s.chains.push(chain);
+                    s.reader = reader;
+                    let ok = then(s);
+                    if !ok {
+                        s.chains.pop();
+                    }
+                    ok
+                });
+                if !ok {
+                    self.chains.push(chain);
+                }
+                ok
+            }
             PatNode::Op { id: (domain, op_type), inputs, commute, port, check } => {
                 let graph = self.graph;
                 let op = match graph.get(value.node).map(|n| &n.kind) {
@@ -154,7 +197,38 @@ impl<'g> State<'g> {
         }
     }
 
-    fn alternative(&mut self, p: &Pat, name: Option<&'static str>, value: Value, then: Then<'_, 'g>) -> bool {
+    /// What ends the chain is tried first, so that the shortest chain wins.
+    fn chain(&mut self, chain: &'g Pat, (steps, inner): (&'g [Pat], &'g Pat), value: Value, then: Then<'_, 'g>) -> bool {
+        let reader = self.reader;
+        if self.value(inner, value, then) {
+            return true;
+        }
+        steps.iter().any(|step| {
+            self.reader = reader;
+            self.chains.push(chain);
+            self.listed.extend(chain.name.map(|name| (name, value)));
+            let depth = self.listed.len();
+            let ok = self.value(step, value, &mut |s| {
+                let outer = s.chains.pop();
+                s.reader = reader;
+                let ok = then(s);
+                if !ok {
+                    s.chains.extend(outer);
+                }
+                ok
+            });
+            if !ok {
+                self.chains.pop();
+                self.listed.truncate(depth);
+                if chain.name.is_some() {
+                    self.listed.pop();
+                }
+            }
+            ok
+        })
+    }
+
+    fn alternative(&mut self, p: &'g Pat, name: Option<&'static str>, value: Value, then: Then<'_, 'g>) -> bool {
         let reader = self.reader;
         self.value(p, value, &mut |s| {
             s.reader = reader;
@@ -166,7 +240,7 @@ impl<'g> State<'g> {
         &mut self,
         op: &crate::ir::Op,
         value: Value,
-        (inputs, commute, port, check): (&[Pat], bool, Option<u32>, Option<super::dsl::AttrCheck>),
+        (inputs, commute, port, check): (&'g [Pat], bool, Option<u32>, Option<super::dsl::AttrCheck>),
         name: Option<&'static str>,
         then: Then<'_, 'g>,
     ) -> bool {
@@ -180,7 +254,7 @@ impl<'g> State<'g> {
         let orders: &[[usize; 2]] = if commute { &[[0, 1], [1, 0]] } else { &[[0, 1]] };
         let depth = self.path.len();
         for order in orders {
-            let pairs: Option<Vec<(&Pat, Value)>> = inputs
+            let pairs: Option<Vec<(&'g Pat, Value)>> = inputs
                 .iter()
                 .enumerate()
                 .map(|(i, p)| {
@@ -200,7 +274,7 @@ impl<'g> State<'g> {
         false
     }
 
-    fn inputs(&mut self, reader: NodeId, pairs: &[(&Pat, Value)], then: Then<'_, 'g>) -> bool {
+    fn inputs(&mut self, reader: NodeId, pairs: &[(&'g Pat, Value)], then: Then<'_, 'g>) -> bool {
         match pairs.split_first() {
             None => then(self),
             Some(((p, v), rest)) => {
