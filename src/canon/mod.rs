@@ -7,6 +7,7 @@
 
 mod attention;
 mod batch_norm;
+mod contrib;
 pub mod fold;
 mod gelu;
 mod hard_swish;
@@ -61,10 +62,10 @@ pub enum CanonError {
 /// # Errors
 /// When the model imports no usable operator set, or calls functions that cannot be inlined.
 pub fn canonicalise(model: &mut Model) -> Result<CanonReport, CanonError> {
-    canonicalise_by(model, &[fuse_rules(), attention_rules()])
+    canonicalise_by(model, &[contrib_rules(), fuse_rules(), attention_rules()])
 }
 
-/// Brings a model to the form that the given rules leave, stage by stage.
+/// Brings a model to the form that the given rules leave, stage by stage; the first takes fused operators apart.
 ///
 /// # Errors
 /// As [`canonicalise`].
@@ -75,10 +76,15 @@ pub fn canonicalise_by(model: &mut Model, stages: &[Vec<Rule>]) -> Result<CanonR
         0 => {}
         n => _ = report.applied.insert("inline", n),
     }
+    contrib::refuse_layouts(&model.graph)?;
     opset::adapt(model)?;
     fold::fold(model)?;
-    for stage in stages {
+    for (i, stage) in stages.iter().enumerate() {
         let (applied, misses) = pattern::run(&mut model.graph, CANONICAL_OPSET, stage)?;
+        // What a fused operator hid can be folded now.
+        if i == 0 && !applied.is_empty() {
+            fold::fold(model)?;
+        }
         for (name, n) in applied {
             *report.applied.entry(name).or_default() += n;
         }
@@ -90,7 +96,12 @@ pub fn canonicalise_by(model: &mut Model, stages: &[Vec<Rule>]) -> Result<CanonR
     Ok(report)
 }
 
-/// Stage 3: fuse up.
+/// Stage 3: onnxruntime's fused operators, taken apart.
+pub fn contrib_rules() -> Vec<Rule> {
+    contrib::rules()
+}
+
+/// Stage 4: fuse up.
 pub fn fuse_rules() -> Vec<Rule> {
     let families = [
         norm::rules(),
@@ -104,7 +115,7 @@ pub fn fuse_rules() -> Vec<Rule> {
     families.into_iter().flatten().collect()
 }
 
-/// Stages 4 and 5: decompose `Attention`, unify the selection of q, k, v and the scale.
+/// Stages 5 and 6: decompose `Attention`, unify the selection of q, k, v and the scale.
 pub fn attention_rules() -> Vec<Rule> {
     attention::rules()
 }
