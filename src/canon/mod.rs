@@ -8,6 +8,7 @@
 mod attention;
 mod batch_norm;
 mod contrib;
+mod float32;
 pub mod fold;
 mod gelu;
 mod hard_swish;
@@ -77,6 +78,10 @@ pub fn canonicalise_by(model: &mut Model, stages: &[Vec<Rule>]) -> Result<CanonR
         n => _ = report.applied.insert("inline", n),
     }
     contrib::refuse_layouts(&model.graph)?;
+    match float32::widen(model)? {
+        0 => {}
+        n => _ = report.applied.insert("float32", n),
+    }
     opset::adapt(model)?;
     fold::fold(model)?;
     for (i, stage) in stages.iter().enumerate() {

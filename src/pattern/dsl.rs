@@ -71,7 +71,10 @@ pub fn op<const N: usize>(op_type: &'static str, inputs: [Pat; N]) -> Pat {
 
 /// An operator of another domain, otherwise as [`op`].
 pub fn op_in<const N: usize>(domain: &'static str, op_type: &'static str, inputs: [Pat; N]) -> Pat {
-    Pat { node: PatNode::Op { id: (domain, op_type), inputs: inputs.into(), commute: false, port: None, check: None }, name: None }
+    Pat {
+        node: PatNode::Op { id: (domain, op_type), inputs: inputs.into(), commute: false, port: None, check: None },
+        name: None,
+    }
 }
 
 /// An operator of two inputs in either order.

@@ -78,7 +78,9 @@ fn check_packed(facts: Facts<'_>, m: &Match) -> Result<Packed, String> {
     let known = sizes.len() == 3 && sizes.iter().try_fold(0usize, |sum, &n| sum.checked_add(n)) == Some(joint);
     let widths: Vec<i64> = sizes.iter().filter_map(|&n| divided(n)).collect();
     let [Some(q), Some(k), Some(v)] = [0, 1, 2].map(|i| widths.get(i).copied().filter(|_| known)) else {
-        return Err(format!("sizes of q, k and v that divide into {heads} heads and add up to {joint} expected, found {sizes:?}"));
+        return Err(format!(
+            "sizes of q, k and v that divide into {heads} heads and add up to {joint} expected, found {sizes:?}"
+        ));
     };
     let part = |i: usize, head_dim: i64| -> Result<Part, String> {
         let (from, width) = (sizes.iter().take(i).sum(), sizes.get(i).copied().unwrap_or(0));

@@ -71,7 +71,8 @@ fn build(edit: &mut Edit<'_>, m: &Match, activation: Activation) -> Value {
     let attrs = parts.edit.op(parts.at).map(|o| o.attrs.clone()).unwrap_or_default();
     let kept = attrs.iter().filter(|a| !a.name.starts_with("activation")).map(|a| (a.name.clone(), a.value.clone()));
     let stem = format!("{}.conv", parts.name);
-    let new = NewOp::std("Conv", &stem).inputs([m.value("x"), m.value("w")].into_iter().chain(bias)).attrs(kept.collect::<Attrs>());
+    let new =
+        NewOp::std("Conv", &stem).inputs([m.value("x"), m.value("w")].into_iter().chain(bias)).attrs(kept.collect::<Attrs>());
     let mut y = parts.edit.add(parts.at, new);
     if let Some(z) = sum {
         y = parts.op("sum", "Add", &[y, z]);

@@ -70,7 +70,8 @@ fn operand(facts: Facts<'_>, m: &Match, name: &str, transposed: bool) -> Result<
     if !transposed {
         return Ok(Operand::Same);
     }
-    let rank = facts.rank(Some(m.value(name))).ok_or_else(|| format!("a known rank of the transposed operand {name} expected"))?;
+    let rank =
+        facts.rank(Some(m.value(name))).ok_or_else(|| format!("a known rank of the transposed operand {name} expected"))?;
     let mut perm: Vec<i64> = (0..rank as i64).collect();
     if rank < 2 {
         return Err(format!("a transposed operand {name} of two dimensions or more expected, found rank {rank}"));
@@ -109,10 +110,8 @@ fn build_gemm(edit: &mut Edit<'_>, m: &Match, activation: super::conv::Activatio
     let mut parts = Parts::of(edit, m);
     let bias = parts.input(2);
     let attrs = parts.edit.op(parts.at).map(|o| o.attrs.clone()).unwrap_or_default();
-    let kept: Vec<(&str, AttrValue)> = ["alpha", "beta", "transA", "transB"]
-        .into_iter()
-        .filter_map(|name| attrs.get(name).map(|v| (name, v.clone())))
-        .collect();
+    let kept: Vec<(&str, AttrValue)> =
+        ["alpha", "beta", "transA", "transB"].into_iter().filter_map(|name| attrs.get(name).map(|v| (name, v.clone()))).collect();
     let inputs: Vec<Value> = [m.value("a"), m.value("b")].into_iter().chain(bias).collect();
     let x = parts.with("gemm", "Gemm", &inputs, &kept);
     activation.add(&mut parts, x)

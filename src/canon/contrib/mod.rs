@@ -18,8 +18,7 @@ use crate::pattern::{Facts, Match, Pat, Rule, op_in};
 
 /// Every rule of this stage.
 pub(super) fn rules() -> Vec<Rule> {
-    let families =
-        [attention::rules(), norm::rules(), activation::rules(), bias::rules(), linear::rules(), conv::rules()];
+    let families = [attention::rules(), norm::rules(), activation::rules(), bias::rules(), linear::rules(), conv::rules()];
     families.into_iter().flatten().collect()
 }
 

@@ -132,7 +132,13 @@ fn ptf_layer_norm(c: &Ctx, _: usize) -> Option<crate::ir::DType> {
 /// Operators that onnxruntime adds.
 fn contributed(op: &str) -> Option<Entry> {
     match op {
-        "Gelu" | "FastGelu" | "BiasGelu" | "QuickGelu" | "BiasAdd" | "BiasSoftmax" | "SkipLayerNormalization"
+        "Gelu"
+        | "FastGelu"
+        | "BiasGelu"
+        | "QuickGelu"
+        | "BiasAdd"
+        | "BiasSoftmax"
+        | "SkipLayerNormalization"
         | "SkipSimplifiedLayerNormalization" => entry(dtype::like0, ew::same),
         "Attention" => entry(dtype::like0, linear::packed_attention),
         "MultiHeadAttention" => entry(dtype::like0, linear::multi_head_attention),

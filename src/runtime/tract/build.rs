@@ -143,7 +143,7 @@ fn input_specs(g: &ir::Graph, options: &EngineOptions) -> Result<Vec<InputSpec>,
             .info(value)
             .and_then(|i| i.tensor_type())
             .ok_or_else(|| fail("is no tensor of a known type; export the model again"))?;
-        if ty.dtype != DType::F32 {
+        if !matches!(ty.dtype, DType::F32 | DType::F16) {
             return Err(fail(&format!("is {}, and only float inputs can be fed; export the model with a float input", ty.dtype)));
         }
         let shape = match options.input_shapes.get(&name) {
