@@ -1,8 +1,8 @@
 //! Attention: `Attention` taken apart, one selection of q, k and v, one scale.
 
 use super::weights;
-use crate::ir::{AttrValue, DType, Edit, Graph, NewOp, Op, Tensor, Value};
-use crate::pattern::{Facts, Match, Pat, Rule, any_of, commute, konst, op, scalar, var};
+use crate::ir::{AttrValue, DType, Edit, Graph, NewOp, NodeId, Op, Tensor, Value};
+use crate::pattern::{Facts, Match, Pat, Rule, any_of, chain, commute, constant, konst, op, rest, scalar, var};
 
 pub(super) fn rules() -> Vec<Rule> {
     vec![
@@ -242,6 +242,13 @@ fn check_selection(facts: Facts<'_>, m: &Match) -> Result<Selection, String> {
     {
         return Err(format!("Squeeze of axis {stack} expected"));
     }
+    let shape = g.constant(m.value("shape")).and_then(|t| t.to_i64().ok()).unwrap_or_default();
+    // q, k, v; or k and v alone, where the query comes from elsewhere.
+    let [batch, tokens, count @ 2..=3, heads, head_dim] = shape[..] else {
+        return Err(format!("Reshape to [batch, tokens, 3, heads, width] expected, found {shape:?}"));
+    };
+    let names: &[&'static str] = if count == 3 { &["q", "k", "v"] } else { &["k", "v"] };
+    let parts = names.len();
     let index = if let Some(gather) = m.get("gather") {
         if m.get("index").and_then(|v| g.constant(v)).is_none_or(|t| !t.shape.is_empty()) {
             return Err("Gather of a single index, which drops the axis, expected".to_owned());
@@ -252,37 +259,33 @@ fn check_selection(facts: Facts<'_>, m: &Match) -> Result<Selection, String> {
         int("index")
     } else if let Some(split) = m.get("split") {
         if !on_stack(g.op(split.node).and_then(|o| o.attrs.int("axis")).unwrap_or(0))
-            || g.get(split.node).map(|n| n.outputs.len()) != Some(3)
+            || g.get(split.node).map(|n| n.outputs.len()) != Some(parts)
         {
-            return Err(format!("Split in three on axis {stack} expected"));
+            return Err(format!("Split in {parts} on axis {stack} expected"));
         }
         Some(i64::from(split.port))
     } else {
-        sliced(g, m, int, on_stack)
+        sliced(g, m, count, int, on_stack)
     };
-    let index = index.and_then(|i| usize::try_from(if i < 0 { i + 3 } else { i }).ok()).filter(|&i| i < 3);
+    let index = index.and_then(|i| usize::try_from(if i < 0 { i + count } else { i }).ok()).filter(|&i| i < parts);
     let index = index.ok_or("one of q, k, v at a constant index expected")?;
-    let shape = g.constant(m.value("shape")).and_then(|t| t.to_i64().ok()).unwrap_or_default();
-    let [batch, tokens, 3, heads, head_dim] = shape[..] else {
-        return Err(format!("Reshape to [batch, tokens, 3, heads, width] expected, found {shape:?}"));
-    };
     let w = g.constant(m.value("w")).ok_or("constant weights expected")?;
     // One of the two may be left to be computed.
-    let third = w.shape.get(1).and_then(|&n| i64::try_from(n / 3).ok()).unwrap_or(0);
+    let part = w.shape.get(1).and_then(|&n| i64::try_from(n / parts).ok()).unwrap_or(0);
     let (heads, head_dim) = match (heads, head_dim) {
-        (-1, d) if d > 0 => (third / d, d),
-        (h, -1) if h > 0 => (h, third / h),
+        (-1, d) if d > 0 => (part / d, d),
+        (h, -1) if h > 0 => (h, part / h),
         known => known,
     };
     let width = heads.checked_mul(head_dim).and_then(|w| usize::try_from(w).ok()).unwrap_or(0);
-    let joint = width.checked_mul(3).filter(|&n| n > 0);
+    let joint = width.checked_mul(parts).filter(|&n| n > 0);
     if joint.is_none() || w.shape.get(1).copied() != joint {
-        return Err(format!("weights [in, 3 × {heads} × {head_dim}] expected, found {:?}", w.shape));
+        return Err(format!("weights [in, {parts} × {heads} × {head_dim}] expected, found {:?}", w.shape));
     }
     let text = |e: crate::ir::TensorError| e.to_string();
     let bias = m.get("bias").and_then(|b| g.constant(b));
     Ok(Selection {
-        part: ["q", "k", "v"][index],
+        part: names[index],
         heads_first: permuted.is_some(),
         shape: [batch, tokens, heads, head_dim],
         w: weights::columns(w, index * width, width).map_err(text)?,
@@ -290,11 +293,11 @@ fn check_selection(facts: Facts<'_>, m: &Match) -> Result<Selection, String> {
     })
 }
 
-/// The index that a Slice of length one along the axis of three picks.
-fn sliced(g: &Graph, m: &Match, int: impl Fn(&str) -> Option<i64>, on_stack: impl Fn(i64) -> bool) -> Option<i64> {
+/// The index that a Slice of length one along the axis of `count` picks.
+fn sliced(g: &Graph, m: &Match, count: i64, int: impl Fn(&str) -> Option<i64>, on_stack: impl Fn(i64) -> bool) -> Option<i64> {
     let steps = m.get("slice").and_then(|v| g.input(v.node, 4));
     let unit = steps.is_none_or(|v| g.constant(v).is_some_and(|t| t.to_i64().ok().as_deref() == Some(&[1])));
-    let place = |i: i64| if i < 0 { i.saturating_add(3) } else { i.min(3) };
+    let place = |i: i64| if i < 0 { i.saturating_add(count) } else { i.min(count) };
     let (start, end) = (place(int("start")?), place(int("end")?));
     (unit && int("axis").is_some_and(on_stack) && start + 1 == end).then_some(start)
 }
@@ -324,14 +327,46 @@ fn build_selection(edit: &mut Edit<'_>, m: &Match, s: Selection) -> Value {
 fn scaled_scores() -> Pat {
     let product = op("MatMul", [var("x"), konst("w")]).named("product");
     let linear = any_of([op("Add", [product.clone(), konst("bias")]), product]).named("linear");
-    let q = op("Transpose", [op("Reshape", [linear, konst("shape")]).named("heads")]).named("q");
-    op("Mul", [op("MatMul", [q, var("kt")]).named("scores"), scalar("c")])
+    // A LayerNormalization of q is scaled by its γ and β.
+    let normed = op("LayerNormalization", [var("x"), konst("w"), konst("bias")]).named("linear");
+    // All that may lie between is linear in q: heads, a rotary embedding.
+    let q = chain("path", linear_in_q(), any_of([linear, normed]));
+    let scores = op("MatMul", [q, var("kt")]).named("scores");
+    // Talking heads have transposed the scores before they are scaled.
+    let moved = op("Transpose", [scores.clone()]).named("moved");
+    op("Mul", [any_of([scores, moved]), scalar("c")])
+}
+
+/// Operators that a factor passes through.
+fn linear_in_q() -> [Pat; 10] {
+    [
+        op("Reshape", [rest()]),
+        op("Transpose", [rest()]),
+        op("Unsqueeze", [rest()]),
+        op("Squeeze", [rest()]),
+        op("Slice", [rest()]),
+        op("Split", [rest()]),
+        op("Neg", [rest()]),
+        commute("Mul", rest(), constant()),
+        op("Concat", [rest(), rest()]),
+        op("Add", [rest(), rest()]),
+    ]
 }
 
 fn check_scaled_scores(facts: Facts<'_>, m: &Match) -> Result<(Tensor, Option<Tensor>), String> {
     let g = facts.graph;
-    for name in ["q", "heads", "linear", "product", "scores"] {
-        let value = m.value(name);
+    let inside: Vec<Value> = ["product", "linear"].iter().filter_map(|n| m.get(n)).chain(m.list("path")).collect();
+    let scores = m.value("scores");
+    let reader_inside = |n: NodeId| n == scores.node || inside.iter().any(|v| v.node == n);
+    for &value in &inside {
+        if g.is_output(value) || g.uses(value).iter().any(|u| !reader_inside(u.node)) {
+            return Err(format!(
+                "'{}' to be read for the scores only expected, so that q alone can be scaled",
+                g.value_name(value)
+            ));
+        }
+    }
+    for value in [Some(scores), m.get("moved")].into_iter().flatten() {
         if g.use_count(value) != 1 {
             return Err(format!("'{}' to be read once expected, so that q alone can be scaled", g.value_name(value)));
         }
@@ -343,7 +378,9 @@ fn check_scaled_scores(facts: Facts<'_>, m: &Match) -> Result<(Tensor, Option<Te
 }
 
 fn build_scaled_scores(edit: &mut Edit<'_>, m: &Match, (w, bias): (Tensor, Option<Tensor>)) -> Value {
-    let at = m.value("product").node;
+    let linear = m.value("linear");
+    // The product of a Linear, or the LayerNormalization.
+    let (at, bias_port) = m.get("product").map_or((linear.node, 2), |p| (p.node, 1));
     let replace = |edit: &mut Edit<'_>, node, port, old: Value, tensor| {
         let name = format!("{}.scaled", edit.value_name(old));
         let new = edit.add_init(at, &name, tensor);
@@ -351,14 +388,14 @@ fn build_scaled_scores(edit: &mut Edit<'_>, m: &Match, (w, bias): (Tensor, Optio
     };
     replace(edit, at, 1, m.value("w"), w);
     if let Some(bias) = bias {
-        replace(edit, m.value("linear").node, 1, m.value("bias"), bias);
+        replace(edit, linear.node, bias_port, m.value("bias"), bias);
     }
     // None of them is what the file called by its name any more.
-    let mut values = ["product", "linear", "heads", "q"].map(|n| m.value(n)).to_vec();
+    let mut values: Vec<Value> = m.get("product").into_iter().chain([linear]).chain(m.list("path")).collect();
     values.dedup();
     for value in values {
         let stem = format!("{}.scaled", edit.value_name(value));
         edit.rename(value, &stem);
     }
-    m.value("scores")
+    m.get("moved").unwrap_or_else(|| m.value("scores"))
 }

@@ -6,7 +6,9 @@
 //! into q's weights. A BatchNormalization behind a convolution or Linear is part of its weights.
 
 mod attention;
+mod axis;
 mod batch_norm;
+mod broadcast;
 mod contrib;
 mod float32;
 pub mod fold;
@@ -18,6 +20,8 @@ mod linear;
 mod norm;
 mod opset;
 mod pool;
+mod split;
+mod sum;
 mod weights;
 
 use std::collections::BTreeMap;
@@ -110,9 +114,13 @@ pub fn contrib_rules() -> Vec<Rule> {
 pub fn fuse_rules() -> Vec<Rule> {
     let families = [
         norm::rules(),
+        axis::rules(),
+        broadcast::rules(),
         gelu::rules(),
         hard_swish::rules(),
         linear::rules(),
+        split::rules(),
+        sum::rules(),
         layer_scale::rules(),
         batch_norm::rules(),
         pool::rules(),
