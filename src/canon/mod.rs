@@ -20,6 +20,7 @@ mod linear;
 mod norm;
 mod opset;
 mod pool;
+mod rows;
 mod split;
 mod sum;
 mod weights;
@@ -119,6 +120,7 @@ pub fn fuse_rules() -> Vec<Rule> {
         gelu::rules(),
         hard_swish::rules(),
         linear::rules(),
+        rows::rules(),
         split::rules(),
         sum::rules(),
         layer_scale::rules(),

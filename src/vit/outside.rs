@@ -174,7 +174,7 @@ impl Walk<'_> {
     /// Whether a value is an output but for a few operators: several heads are averaged, logits may become probabilities.
     /// The Linears of an attention pooling do not.
     fn leads_out(&self, v: Value, steps: usize) -> bool {
-        const LAST: [&str; 6] = ["Add", "Sub", "Mul", "Div", "Softmax", "Sigmoid"];
+        const LAST: [&str; 7] = ["Add", "Sub", "Mul", "Div", "Softmax", "Sigmoid", "Cast"];
         let next = || self.graph.uses(v).into_iter().map(|u| Value { node: u.node, port: 0 });
         self.graph.is_output(v)
             || steps > 0 && next().any(|y| (self.is(y, &LAST) || self.is(y, &CARRIERS)) && self.leads_out(y, steps - 1))

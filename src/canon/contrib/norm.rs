@@ -1,7 +1,7 @@
 //! `SkipLayerNormalization`, `SkipSimplifiedLayerNormalization` and `SimplifiedLayerNormalization`.
 
 use super::{Parts, int, microsoft, number};
-use crate::ir::{AttrValue, DType, Edit, Tensor, Value};
+use crate::ir::{AttrValue, Edit, Tensor, Value};
 use crate::pattern::{Facts, Match, Rule, op, var};
 
 pub(super) fn rules() -> Vec<Rule> {
@@ -34,8 +34,6 @@ struct Skip {
     bias: u32,
     /// Whether the bias is that of the Linear that makes `x`, rather than of the one that makes `skip`.
     bias_of_x: bool,
-    /// The number of channels, where gamma is a constant.
-    channels: Option<usize>,
 }
 
 fn check_skip(facts: Facts<'_>, m: &Match, bias: u32) -> Result<Skip, String> {
@@ -46,12 +44,10 @@ fn check_skip(facts: Facts<'_>, m: &Match, bias: u32) -> Result<Skip, String> {
     let is_linear = |v: Value| {
         g.is_op(v.node, "MatMul") && g.input(v.node, 1).is_some_and(|w| g.constant(w).is_some()) || g.is_op(v.node, "Conv")
     };
-    let gamma = g.constant(m.value("gamma")).filter(|t| t.dtype == DType::F32);
     Ok(Skip {
         epsilon: number(facts, m, "epsilon").unwrap_or(1e-12),
         bias,
         bias_of_x: is_linear(m.value("x")) && !is_linear(m.value("skip")),
-        channels: gamma.map(Tensor::len),
     })
 }
 
@@ -76,12 +72,7 @@ fn build_skip_layer_norm(edit: &mut Edit<'_>, m: &Match, skip: Skip) -> Value {
     if m.root().port == 3 {
         return sum;
     }
-    let zeros = skip.channels.and_then(|n| Tensor::new(&[n], &vec![0f32; n]).ok());
-    let beta = match (parts.input(3), zeros) {
-        (None, Some(zeros)) => Some(parts.constant("beta", zeros)),
-        (beta, _) => beta,
-    };
-    let inputs: Vec<Value> = [sum, m.value("gamma")].into_iter().chain(beta).collect();
+    let inputs: Vec<Value> = [sum, m.value("gamma")].into_iter().chain(parts.input(3)).collect();
     let attrs = [("axis", AttrValue::Int(-1)), ("epsilon", AttrValue::Float(skip.epsilon))];
     parts.with("", "LayerNormalization", &inputs, &attrs)
 }
