@@ -67,7 +67,10 @@ fn float(value: f32) -> Tensor {
 fn check_attention_op(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
     let id = m.root().node;
     let op = facts.graph.op(id).ok_or("an operator expected")?;
-    let inputs = facts.graph.inputs_of(id).iter().filter(|v| v.is_some()).count();
+    let mut inputs = facts.graph.inputs_of(id).iter().filter(|v| v.is_some()).count();
+    if facts.graph.input(id, 3).is_some_and(|mask| masks_nothing(facts, mask)) {
+        inputs -= 1;
+    }
     let flag = |name: &str| op.attrs.int(name).unwrap_or(0) != 0;
     if inputs != 3 || flag("is_causal") || op.attrs.float("softcap").unwrap_or(0.0) != 0.0 || m.root().port != 0 {
         return Err("Attention without mask, past, causality and soft cap expected".to_owned());
@@ -89,6 +92,12 @@ fn check_attention_op(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
             .map(|d| (1.0 / (d as f64).sqrt()) as f32)
             .ok_or_else(|| "a known head width expected, to know the scale".to_owned()),
     }
+}
+
+/// A mask of trues, or one of zeros that is added to the scores.
+fn masks_nothing(facts: Facts<'_>, mask: Value) -> bool {
+    let nothing = if facts.shapes.get(mask).and_then(|f| f.dtype) == Some(DType::Bool) { 1.0 } else { 0.0 };
+    super::mask::uniform(facts.graph, mask) == Some(nothing)
 }
 
 fn build_attention_op(edit: &mut Edit<'_>, m: &Match, scale: f32) -> Value {

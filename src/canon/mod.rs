@@ -17,6 +17,7 @@ mod hard_swish;
 pub mod inline;
 mod layer_scale;
 mod linear;
+mod mask;
 mod norm;
 mod opset;
 mod pool;
@@ -126,6 +127,7 @@ pub fn fuse_rules() -> Vec<Rule> {
         layer_scale::rules(),
         batch_norm::rules(),
         pool::rules(),
+        mask::rules(),
     ];
     families.into_iter().flatten().collect()
 }

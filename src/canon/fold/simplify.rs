@@ -39,6 +39,8 @@ impl Round<'_, '_> {
             "Identity" => true,
             "Dropout" => self.is_inference_dropout(id, op),
             "Cast" => op.attrs.int("to").is_some_and(|to| self.shapes.dtype(x).is_some_and(|d| i64::from(d.to_onnx()) == to)),
+            // Every mode gives back the samples themselves; a crop has the same shape, and says so.
+            "Resize" => same_shape() && op.attrs.str("coordinate_transformation_mode") != Some("tf_crop_and_resize"),
             "Reshape" | "Flatten" | "Expand" | "Squeeze" | "Unsqueeze" => same_shape(),
             "Tile" => constant(1).is_some_and(|v| v.iter().all(|&n| n == 1)),
             "Transpose" => permutation(op, self.shapes.rank(x)).is_some_and(|p| p.iter().enumerate().all(|(i, &a)| i == a)),
