@@ -68,10 +68,25 @@ fn names_a_type(attr: &str) -> bool {
     matches!(attr, "to" | "dtype" | "output_dtype" | "stash_type" | "precision" | "softmax_precision")
 }
 
+/// A cast into a type at the graph's end, which stays.
+fn is_last_cast(graph: &Graph, id: NodeId) -> bool {
+    let y = Value { node: id, port: 0 };
+    graph.is_op(id, "Cast") && graph.is_output(y) && graph.uses(y).is_empty()
+}
+
+/// Whether everything that reads a graph input casts it.
+fn is_cast_at_once(graph: &Graph, input: Value) -> bool {
+    graph.uses(input).iter().all(|u| graph.is_op(u.node, "Cast"))
+}
+
 fn holds_halves(graph: &Graph) -> bool {
     graph.node_ids().into_iter().any(|id| match graph.get(id).map(|n| &n.kind) {
         Some(NodeKind::Init(t)) => is_half(t.dtype),
-        Some(NodeKind::Input) => graph.info(Value { node: id, port: 0 }).and_then(half).is_some(),
+        Some(NodeKind::Input) => {
+            let input = Value { node: id, port: 0 };
+            graph.info(input).and_then(half).is_some() && !is_cast_at_once(graph, input)
+        }
+        Some(NodeKind::Op(_)) if is_last_cast(graph, id) => false,
         Some(NodeKind::Op(op)) => op.attrs.iter().any(|a| match &a.value {
             AttrValue::Int(code) => names_a_type(&a.name) && is_half_number(*code),
             AttrValue::Tensor(t) => is_half(t.dtype),
@@ -116,6 +131,7 @@ fn widen_node(edit: &mut Edit<'_>, id: NodeId) -> usize {
                 1
             }
         },
+        Some(NodeKind::Op(_)) if is_last_cast(edit, id) => 0,
         Some(NodeKind::Op(op)) => {
             let new: Vec<(String, AttrValue)> = op
                 .attrs
@@ -142,7 +158,7 @@ fn cast(edit: &mut Edit<'_>, anchor: NodeId, name: &str, x: Value, to: DType) ->
 
 /// A float32 copy of a graph input, which every reader reads instead.
 fn cast_input(edit: &mut Edit<'_>, input: Value) {
-    if edit.info(input).and_then(half).is_none() || edit.uses(input).is_empty() {
+    if edit.info(input).and_then(half).is_none() || is_cast_at_once(edit, input) {
         return;
     }
     let name = format!("{}.float32", edit.value_name(input));
@@ -154,7 +170,7 @@ fn cast_input(edit: &mut Edit<'_>, input: Value) {
 /// A graph output in the file's type; the float32 value behind it takes another name.
 fn cast_output(edit: &mut Edit<'_>, output: Value) {
     let fed = matches!(edit.get(output.node).map(|n| &n.kind), Some(NodeKind::Input));
-    let Some(to) = edit.output_info(output).and_then(half).filter(|_| !fed) else { return };
+    let Some(to) = edit.output_info(output).and_then(half).filter(|_| !fed && !is_last_cast(edit, output.node)) else { return };
     let name = format!("{}.float32", edit.value_name(output));
     let narrow = cast(edit, output.node, &name, output, to);
     // The graph's outputs alone follow.
