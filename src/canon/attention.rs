@@ -338,8 +338,9 @@ fn scaled_scores() -> Pat {
     let linear = any_of([op("Add", [product.clone(), konst("bias")]), product]).named("linear");
     // A LayerNormalization of q is scaled by its γ and β.
     let normed = op("LayerNormalization", [var("x"), konst("w"), konst("bias")]).named("linear");
+    let rms_normed = op("RMSNormalization", [var("x"), konst("w")]).named("linear");
     // All that may lie between is linear in q: heads, a rotary embedding.
-    let q = chain("path", linear_in_q(), any_of([linear, normed]));
+    let q = chain("path", linear_in_q(), any_of([linear, normed, rms_normed]));
     let scores = op("MatMul", [q, var("kt")]).named("scores");
     // Talking heads have transposed the scores before they are scaled.
     let moved = op("Transpose", [scores.clone()]).named("moved");

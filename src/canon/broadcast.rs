@@ -20,8 +20,11 @@ pub(super) fn rules() -> Vec<Rule> {
     })]
 }
 
-/// The other operand has the result's shape already.
+/// The other operand has the result's shape already. A constant stays expanded: a class token is a stream of its own.
 fn check(facts: Facts<'_>, m: &Match) -> Result<(), String> {
+    if facts.graph.constant(m.value("y")).is_some() {
+        return Err("something computed expected, found a constant".to_owned());
+    }
     let (x, result) = (facts.shapes.shape(m.value("x")), facts.shapes.shape(m.root()));
     if x.is_none() || x != result {
         return Err("an operand of the result's shape beside the expanded one expected".to_owned());

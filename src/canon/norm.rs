@@ -1,11 +1,20 @@
-//! LayerNormalization from its decomposed forms.
+//! LayerNormalization and RMSNormalization from their decomposed forms.
 
 use crate::ir::{AttrValue, DType, Edit, NewOp, NodeId, Tensor, Value};
 use crate::pattern::{Facts, Match, Pat, Rule, any_of, commute, konst, near, op, scalar, var};
 
 pub(super) fn rules() -> Vec<Rule> {
     let without_beta = op("LayerNormalization", [var("x"), konst("gamma")]);
+    let rms_norm = Rule::new("rms-norm", "", rms_norm(), check_rms, |edit, m, epsilon| {
+        let name = edit.value_name(m.root()).to_owned();
+        let new = NewOp::std("RMSNormalization", &name)
+            .inputs([m.value("x"), m.value("gamma")])
+            .attr("axis", AttrValue::Int(-1))
+            .attr("epsilon", AttrValue::Float(epsilon));
+        edit.add(m.root().node, new)
+    });
     vec![
+        rms_norm,
         Rule::new("layer-norm", "ReduceMean", layer_norm(), check, |edit, m, (epsilon, gamma, beta)| {
             build(edit, m, epsilon, [gamma, beta])
         }),
@@ -36,6 +45,30 @@ fn build(edit: &mut Edit<'_>, m: &Match, epsilon: f32, [gamma, beta]: [Value; 2]
         .attr("axis", AttrValue::Int(-1))
         .attr("epsilon", AttrValue::Float(epsilon));
     edit.add(root.node, new)
+}
+
+/// x / sqrt(mean(x²) + eps) · gamma (Zhang and Sennrich, arXiv 1910.07467, eq. 4).
+fn rms_norm() -> Pat {
+    let square = any_of([op("Pow", [var("x"), near(2.0)]), op("Mul", [var("x"), var("x")])]);
+    let power = op("ReduceMean", [square]).named("variance");
+    let deviation = || op("Sqrt", [commute("Add", power.clone(), scalar("eps"))]);
+    let inverse = any_of([op("Reciprocal", [deviation()]), op("Div", [near(1.0), deviation()])]);
+    let normal = any_of([op("Div", [var("x"), deviation()]), commute("Mul", var("x"), inverse)]).named("normal");
+    commute("Mul", normal, konst("gamma"))
+}
+
+fn check_rms(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
+    last_axis_kept(facts, m.value("variance").node)?;
+    let gamma = facts.graph.constant(m.value("gamma")).map(|t| t.shape.clone()).unwrap_or_default();
+    match facts.last_dim(m.value("x")) {
+        Some(channels) if gamma == [channels] => {}
+        channels => return Err(format!("gamma for {channels:?} channels expected, found a constant of shape {gamma:?}")),
+    }
+    facts
+        .graph
+        .constant(m.value("eps"))
+        .and_then(|t| t.scalar_f32())
+        .ok_or_else(|| "the epsilon must be a float constant".to_owned())
 }
 
 /// (x − mean) / sqrt(mean((x − mean)²) + eps) · gamma + beta, as TorchScript writes it up to opset 16.

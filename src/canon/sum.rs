@@ -4,8 +4,8 @@ use crate::ir::{NewOp, Value};
 use crate::pattern::{Facts, Match, Rule, any_of, commute, konst, op, var};
 
 pub(super) fn rules() -> Vec<Rule> {
-    let row = |name| op("Unsqueeze", [var(name), konst("axis")]);
-    let stack = op("Concat", [row("a"), row("b")]).named("stack");
+    let row = |name, axis| op("Unsqueeze", [var(name), konst(axis)]);
+    let stack = op("Concat", [row("a", "axis"), row("b", "axis2")]).named("stack");
     let linear = |x, w, bias, output| {
         let product = op("MatMul", [var(x), konst(w)]);
         any_of([op("Add", [product.clone(), konst(bias)]), product]).named(output)
@@ -34,7 +34,7 @@ fn check_stack(facts: Facts<'_>, m: &Match) -> Result<(), String> {
     let (sum, stack) = (m.root().node, m.value("stack").node);
     let axes = |name: &str| m.get(name).and_then(|v| g.constant(v)).and_then(|t| t.to_i64().ok());
     let attr = |id, name: &str, default| g.op(id).and_then(|o| o.attrs.int(name)).unwrap_or(default);
-    let first = axes("axis").as_deref() == Some(&[0]) && axes("over").as_deref() == Some(&[0]);
+    let first = ["axis", "axis2", "over"].iter().all(|name| axes(name).as_deref() == Some(&[0]));
     if !first || attr(sum, "keepdims", 1) != 0 || attr(stack, "axis", 0) != 0 || g.inputs_of(stack).len() != 2 {
         return Err("the sum of two values over the axis that stacks them expected".to_owned());
     }

@@ -58,9 +58,17 @@ pub struct Miss {
 /// # Errors
 /// The deepest miss over all alternatives; the first of equals.
 pub fn match_value<'g>(graph: &'g Graph, pattern: &'g Pat, value: Value) -> Result<Match, Miss> {
+    match_given(graph, pattern, value, &[])
+}
+
+/// As [`match_value`], with some names of the pattern bound beforehand.
+///
+/// # Errors
+/// As [`match_value`].
+pub fn match_given<'g>(graph: &'g Graph, pattern: &'g Pat, value: Value, given: &[(&'static str, Value)]) -> Result<Match, Miss> {
     let mut state = State {
         graph,
-        bound: Vec::new(),
+        bound: given.to_vec(),
         listed: Vec::new(),
         chains: Vec::new(),
         path: Vec::new(),

@@ -10,5 +10,5 @@ mod matcher;
 mod rule;
 
 pub use dsl::{Pat, any_of, chain, commute, constant, konst, near, op, op_in, rest, scalar, tensor, var};
-pub use matcher::{Match, Miss, match_value};
+pub use matcher::{Match, Miss, match_given, match_value};
 pub use rule::{Facts, NearMiss, Rule, run};

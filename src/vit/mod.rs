@@ -3,13 +3,20 @@
 //!
 //! Nothing is rewritten here: the result, [`Vit`], speaks of values by name, so that it outlives every pass.
 
+mod attention;
 mod block;
 mod general;
+mod mlp;
 mod outside;
+mod parts;
 mod site;
+mod stages;
 
-pub use block::{Attention, Block, Linear, Mlp, find};
+pub use attention::Attention;
+pub use block::{Block, find};
 pub use general::General;
+pub use mlp::Mlp;
+pub use parts::Linear;
 pub use site::{Section, Site, SiteRef};
 
 use crate::ir::Graph;
@@ -31,9 +38,12 @@ pub struct Vit {
 
 /// Recognises the blocks and lists all sites.
 pub fn recognise(graph: &Graph) -> Vit {
-    let (blocks, mut near_misses) = find(graph);
-    let mut sites: Vec<SiteRef> = blocks.iter().flat_map(block::sites).collect();
-    let (outside, misses) = outside::sites(graph, &blocks);
+    let (mut blocks, mut near_misses) = find(graph);
+    let (between, misses) = stages::sites(graph, &mut blocks);
+    near_misses.extend(misses);
+    let mut sites: Vec<SiteRef> = blocks.iter().flat_map(Block::sites).collect();
+    sites.extend(between);
+    let (outside, misses) = outside::sites(graph, &blocks, &sites);
     sites.extend(outside);
     near_misses.extend(misses);
     let (general, more) = general::sites(graph, &sites);

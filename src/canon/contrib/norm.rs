@@ -22,7 +22,7 @@ pub(super) fn rules() -> Vec<Rule> {
             |f, m| check_skip(f, m, 3),
             build_skip_rms_norm,
         ),
-        Rule::new("rms-norm", "SimplifiedLayerNormalization", simplified, check_rms_norm, |edit, m, epsilon| {
+        Rule::new("simplified-layer-norm", "SimplifiedLayerNormalization", simplified, check_rms_norm, |edit, m, epsilon| {
             rms_norm(&mut Parts::of(edit, m), m.value("x"), m.value("gamma"), epsilon)
         }),
     ]

@@ -148,7 +148,9 @@ impl Round<'_, '_> {
             // A cast of a weight may widen it: an element grows to 8 bytes at most.
             "Cast" => largest.saturating_mul(8),
             "Concat" => sizes().sum(),
-            "MatMul" | "Gather" => largest.max(eval::PRODUCT_ROOM),
+            // A table of angles, each for the two elements that it turns.
+            "Expand" | "Tile" => largest.saturating_mul(4),
+            "MatMul" | "Gather" | "GatherND" => largest.max(eval::PRODUCT_ROOM),
             _ => largest,
         }
         .max(SMALL);

@@ -48,6 +48,7 @@ pub(super) fn lookup(op: &OpName) -> Option<EvalFn> {
         "Concat" => select::concat,
         "Split" => select::split,
         "Gather" => select::gather,
+        "GatherND" => select::gather_nd,
         "Where" => select::where_,
         "ConstantOfShape" => make::constant_of_shape,
         "Range" => make::range,
