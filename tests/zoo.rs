@@ -74,8 +74,13 @@ const FIXTURES: &[Fixture] = &[
     of("vit_token_fc_norm", "Gelu", CHOSEN),
 ];
 
-/// Those whose file, as it is, the executor does not run: it knows no `Attention` of opset 23.
-const NOT_EXECUTABLE: &[&str] = &["clip_quickgelu"];
+/// Those whose file, as it is, the executor does not run: it knows neither `Attention` of opset 23 nor
+/// onnxruntime's own operators.
+const NOT_EXECUTABLE: &[&str] =
+    &["clip_quickgelu", "ort_extended", "ort_extended_dynamo", "ort_transformers", "ort_transformers_attention"];
+
+/// Those whose file computes in halves; the canonical graph does not, and PyTorch did not.
+const IN_HALVES: &[&str] = &["float16", "float16_inside"];
 
 /// Its pooling is attention with a learnt query, which has no sites yet.
 const POOLED_BY_ATTENTION: &str = "siglip";
@@ -192,7 +197,8 @@ fn the_canonical_graph_computes_what_pytorch_did() {
             Ok(before) => {
                 assert!(!NOT_EXECUTABLE.contains(&f.name), "{} runs by now", f.name);
                 let difference = common::relative_difference(&before["logits"], &found["logits"]);
-                assert!(difference <= 1e-4, "{}: {difference} from the file as it was", f.name);
+                let close = if IN_HALVES.contains(&f.name) { 5e-3 } else { 1e-4 };
+                assert!(difference <= close, "{}: {difference} from the file as it was", f.name);
             }
             Err(e) => assert!(NOT_EXECUTABLE.contains(&f.name), "{}: {e}", f.name),
         }
