@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use ndarray::ArrayD;
 use vitq::canon::{self, CanonError, CanonReport};
 use vitq::ir::text::{PrintOptions, parse_model, print_model};
-use vitq::ir::{AttrValue, Model, OpName};
+use vitq::ir::{AttrValue, DType, Model, Node, OpName};
 use vitq::pattern::Rule;
 
 /// What must come of a case.
@@ -312,9 +312,15 @@ fn contributed(stem: &str) -> Option<BTreeMap<String, ArrayD<f32>>> {
     Some(all.get(stem)?.as_object().unwrap().iter().map(|(name, v)| (name.clone(), array(v))).collect())
 }
 
-/// Operators that the executor does not know.
+/// Whether the executor does not know some operator or element type.
 fn is_foreign(model: &Model) -> bool {
-    let standard = |op: &OpName| op.canonical_domain().is_empty() && op.op_type != "SimplifiedLayerNormalization";
+    let brain = |id| model.graph.get(id).and_then(Node::tensor).is_some_and(|t| t.dtype == DType::BF16);
+    if model.graph.node_ids().into_iter().any(brain) {
+        return true;
+    }
+    let standard = |op: &OpName| {
+        op.canonical_domain().is_empty() && !["SimplifiedLayerNormalization", "IsNaN"].contains(&op.op_type.as_str())
+    };
     model.graph.ops().into_iter().any(|id| !standard(&model.graph.op(id).unwrap().op))
 }
 
@@ -353,7 +359,9 @@ fn every_case_keeps_its_meaning() {
         assert_eq!(wanted.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>(), "{stem}");
         for (name, a) in &wanted {
             let difference = common::relative_difference(a, &found[name]);
-            assert!(difference <= 1e-5, "{stem}: '{name}' differs by {difference}");
+            // What was computed in halves was rounded to them.
+            let close = if stem.starts_with("float32_in") { 1e-3 } else { 1e-5 };
+            assert!(difference <= close, "{stem}: '{name}' differs by {difference}");
             assert!(a.iter().any(|v| Some(v) != a.first()), "{stem}: '{name}' is constant, which proves nothing");
         }
     }

@@ -74,16 +74,21 @@ const FIXTURES: &[Fixture] = &[
     of("vit_token_fc_norm", "Gelu", CHOSEN),
 ];
 
-/// Those whose file, as it is, the executor does not run: it knows neither `Attention` of opset 23 nor
-/// onnxruntime's own operators.
-const NOT_EXECUTABLE: &[&str] =
-    &["clip_quickgelu", "ort_extended", "ort_extended_dynamo", "ort_transformers", "ort_transformers_attention"];
+/// Those whose file, as it is, the executor does not run: it knows no `Attention` of opset 23, no
+/// `IsNaN`, none of onnxruntime's own operators, and not every operator on halves.
+const NOT_EXECUTABLE: &[&str] = &[
+    "clip_quickgelu",
+    "float16",
+    "float16_inside",
+    "hf_vit",
+    "ort_extended",
+    "ort_extended_dynamo",
+    "ort_transformers",
+    "ort_transformers_attention",
+];
 
-/// Those whose file computes in halves; the canonical graph does not, and PyTorch did not.
-const IN_HALVES: &[&str] = &["float16", "float16_inside"];
-
-/// Its pooling is attention with a learnt query, which has no sites yet.
-const POOLED_BY_ATTENTION: &str = "siglip";
+/// Its head reads the class token beside the mean of the others.
+const HEAD_OF_TWO_PARTS: &str = "hf_dinov2";
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -121,7 +126,7 @@ fn every_fixture_is_in_the_table() {
         .filter(|p| p.extension().is_some_and(|e| e == "onnx"))
         .map(|p| p.file_stem().unwrap().to_str().unwrap().to_owned())
         .collect();
-    assert_eq!(files, FIXTURES.iter().map(|f| f.name).chain([POOLED_BY_ATTENTION]).map(str::to_owned).collect());
+    assert_eq!(files, FIXTURES.iter().map(|f| f.name).chain([HEAD_OF_TWO_PARTS]).map(str::to_owned).collect());
 }
 
 fn usual_sites() -> BTreeSet<String> {
@@ -159,7 +164,7 @@ fn every_block_and_every_site_is_found() {
         assert!(vit.near_misses.is_empty(), "{}: {:?}", f.name, vit.near_misses);
         assert_eq!(vit.blocks.len(), 2, "{}", f.name);
         for b in &vit.blocks {
-            let form = (b.dim, b.attention.heads, b.attention.head_dim, b.mlp.act_op.as_str());
+            let form = (b.dim, b.attentions[0].heads, b.attentions[0].head_dim, b.mlps[0].act_op.as_str());
             assert_eq!((form, b.mlp_ratio), ((32, 2, 16, f.activation), 2.0), "{}", f.name);
         }
         let mut wanted = usual_sites();
@@ -192,13 +197,14 @@ fn the_canonical_graph_computes_what_pytorch_did() {
         let inputs = common::inputs(&common::input_shapes(&original, &batch));
         let found = common::run(&model, &inputs).unwrap_or_else(|e| panic!("{}: {e}", f.name));
         let difference = common::relative_difference(&expected(f.name), &found["logits"]);
-        assert!(difference <= 1e-4, "{}: {difference} from PyTorch", f.name);
+        // Its logits leave as halves.
+        let close = if f.name == "float16" { 1e-3 } else { 1e-4 };
+        assert!(difference <= close, "{}: {difference} from PyTorch", f.name);
         match common::run(&original, &inputs) {
             Ok(before) => {
                 assert!(!NOT_EXECUTABLE.contains(&f.name), "{} runs by now", f.name);
                 let difference = common::relative_difference(&before["logits"], &found["logits"]);
-                let close = if IN_HALVES.contains(&f.name) { 5e-3 } else { 1e-4 };
-                assert!(difference <= close, "{}: {difference} from the file as it was", f.name);
+                assert!(difference <= 1e-4, "{}: {difference} from the file as it was", f.name);
             }
             Err(e) => assert!(NOT_EXECUTABLE.contains(&f.name), "{}: {e}", f.name),
         }
@@ -261,19 +267,17 @@ fn what_is_not_found_around_the_blocks_is_named() {
     }
 }
 
-/// The Linears of the pooling read the last LayerNorm, but are no heads.
+/// The blocks are found whatever the head reads, and the graph computes the same.
 #[test]
-fn an_attention_pooling_is_no_head() {
-    let mut model = read(POOLED_BY_ATTENTION);
+fn a_head_of_two_parts_keeps_its_blocks() {
+    let original = read(HEAD_OF_TWO_PARTS);
+    let mut model = original.clone();
     canon::canonicalise(&mut model).unwrap();
-    let vit = recognise(&model.graph);
-    assert_eq!(vit.blocks.len(), 2);
-    let found: BTreeSet<String> = vit.sites.iter().map(|s| s.full_name()).collect();
-    let lost: Vec<String> = usual_sites().difference(&found).cloned().collect();
-    assert_eq!(lost, ["head", "head_output"]);
-    let misses: Vec<String> = vit.near_misses.iter().map(ToString::to_string).collect();
-    let says = "expected after the blocks, found MatMul '/attn_pool/";
-    assert!(misses.iter().any(|m| m.starts_with("outside: ") && m.contains(says)), "{misses:#?}");
+    assert_eq!(recognise(&model.graph).blocks.len(), 2);
+    let inputs = common::inputs(&common::input_shapes(&original, &batch));
+    let found = common::run(&model, &inputs).unwrap();
+    let difference = common::relative_difference(&expected(HEAD_OF_TWO_PARTS), &found["logits"]);
+    assert!(difference <= 1e-4, "{difference} from PyTorch");
 }
 
 /// Made-up images for calibration.
@@ -303,6 +307,7 @@ fn facts(model: &Model, vit: &Vit) -> ModelFacts {
     ModelFacts {
         digest: pipeline::digest(model).to_string(),
         sites: vit.sites.clone(),
+        multiplied: vit.multiplied.clone(),
         constants: vit.sites.iter().filter(|s| s.weight).flat_map(|s| &s.values).map(constant).collect(),
     }
 }

@@ -139,8 +139,9 @@ impl Round<'_, '_> {
         let Some((mut source, unit, perm)) = joined() else { return false };
         let name = self.graph().op(id).map(|op| op.name.clone()).unwrap_or_default();
         if let Some(unit) = unit {
-            let axes = self.edit.add_init(id, &format!("{name}_axes"), Tensor::vector(&[unit as i64]));
-            source = self.edit.add(id, NewOp::std("Squeeze", &format!("{name}_squeezed")).inputs([source, axes]));
+            let stem = self.edit.value_name(y).to_owned();
+            let axes = self.edit.add_init(id, &format!("{stem}_axes"), Tensor::vector(&[unit as i64]));
+            source = self.edit.add(id, NewOp::std("Squeeze", &format!("{stem}_squeezed")).inputs([source, axes]));
         }
         let new = self.edit.add(id, NewOp::std("Transpose", &name).input(source).attr("perm", ints(&perm)));
         self.edit.replace(y, new);

@@ -35,7 +35,8 @@ pub(super) fn load(model: &ir::Model, wanted: &[Value], options: &EngineOptions)
     };
     let mut loader = Loader { g, model: InferenceModel::default(), outlets: BTreeMap::new() };
     for (spec, &id) in inputs.iter().zip(g.inputs().iter().filter(|&&id| is_input(g, id))) {
-        let fact = InferenceFact::dt_shape(f32::datum_type(), &spec.shape);
+        let fed = convert::datum_type(spec.dtype).unwrap_or(f32::datum_type());
+        let fact = InferenceFact::dt_shape(fed, &spec.shape);
         let outlet = loader.model.add_source(spec.name.as_str(), fact).map_err(load_error)?;
         loader.outlets.insert(Value { node: id, port: 0 }, outlet);
     }
