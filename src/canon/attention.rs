@@ -32,6 +32,17 @@ pub(super) fn rules() -> Vec<Rule> {
         ),
         Rule::new("separate-qkv", "Split", selection(), check_selection, build_selection),
         Rule::new("fold-scale-into-q", "", scaled_scores(), check_scaled_scores, build_scaled_scores),
+        Rule::new(
+            "fold-scale-into-query",
+            "",
+            op("Mul", [op("MatMul", [konst("query"), var("kt")]), scalar("c")]),
+            check_scaled_query,
+            |edit, m, query| {
+                let (at, name) = (m.root().node, edit.value_name(m.root()).to_owned());
+                let query = edit.add_init(at, &format!("{name}_query"), query);
+                edit.add(at, NewOp::std("MatMul", &name).inputs([query, m.value("kt")]))
+            },
+        ),
     ]
 }
 
@@ -121,7 +132,9 @@ fn scaled_operand() -> Pat {
 }
 
 fn different_operands(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
-    if facts.graph.constant(m.value("a")).is_some() || facts.graph.constant(m.value("b")).is_some() {
+    // A learnt query has heads of its own; weights are matrices.
+    let weights = |name: &str| facts.graph.constant(m.value(name)).is_some_and(|t| t.shape.len() < 3);
+    if weights("a") || weights("b") {
         return Err("a product of two activations expected".to_owned());
     }
     let rank = |v| facts.rank(Some(v));
@@ -368,7 +381,9 @@ fn check_scaled_scores(facts: Facts<'_>, m: &Match) -> Result<(Tensor, Option<Te
     let inside: Vec<Value> = ["product", "linear"].iter().filter_map(|n| m.get(n)).chain(m.list("path")).collect();
     let scores = m.value("scores");
     let reader_inside = |n: NodeId| n == scores.node || inside.iter().any(|v| v.node == n);
-    for &value in &inside {
+    // A Split has outputs that are not q's.
+    let outputs = |v: &Value| (0..g.get(v.node).map_or(0, |n| n.outputs.len() as u32)).map(|port| Value { port, ..*v }).collect();
+    for value in inside.iter().flat_map(|v| -> Vec<Value> { outputs(v) }) {
         if g.is_output(value) || g.uses(value).iter().any(|u| !reader_inside(u.node)) {
             return Err(format!(
                 "'{}' to be read for the scores only expected, so that q alone can be scaled",
@@ -385,6 +400,13 @@ fn check_scaled_scores(facts: Facts<'_>, m: &Match) -> Result<(Tensor, Option<Te
     let scaled = |name: &str| m.get(name).and_then(|v| g.constant(v)).map(|t| weights::scaled(t, c)).transpose();
     let w = scaled("w").map_err(|e| e.to_string())?.ok_or("constant weights expected")?;
     Ok((w, scaled("bias").map_err(|e| e.to_string())?))
+}
+
+/// A learnt query that a fixed batch has left constant, with its factor.
+fn check_scaled_query(facts: Facts<'_>, m: &Match) -> Result<Tensor, String> {
+    facts.same_shape(m, "kt")?;
+    let query = facts.graph.constant(m.value("query")).filter(|t| t.shape.len() > 2).ok_or("a learnt query expected")?;
+    weights::scaled(query, constant_of(facts, m, "c")?).map_err(|e| e.to_string())
 }
 
 fn build_scaled_scores(edit: &mut Edit<'_>, m: &Match, (w, bias): (Tensor, Option<Tensor>)) -> Value {

@@ -58,6 +58,10 @@ fn rms_norm() -> Pat {
 }
 
 fn check_rms(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
+    let mean = |v| facts.graph.input(v, 1).is_some_and(|mean| facts.graph.is_op(mean.node, "ReduceMean"));
+    if facts.graph.is_op(m.value("x").node, "Sub") && mean(m.value("x").node) {
+        return Err("values whose mean was not subtracted expected: with that it is a LayerNormalization".to_owned());
+    }
     last_axis_kept(facts, m.value("variance").node)?;
     let gamma = facts.graph.constant(m.value("gamma")).map(|t| t.shape.clone()).unwrap_or_default();
     match facts.last_dim(m.value("x")) {

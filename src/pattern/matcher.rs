@@ -71,6 +71,7 @@ pub fn match_given<'g>(graph: &'g Graph, pattern: &'g Pat, value: Value, given: 
         bound: given.to_vec(),
         listed: Vec::new(),
         chains: Vec::new(),
+        in_step: false,
         path: Vec::new(),
         reader: None,
         matched: 0,
@@ -91,8 +92,10 @@ struct State<'g> {
     graph: &'g Graph,
     bound: Vec<(&'static str, Value)>,
     listed: Vec<(&'static str, Value)>,
-    /// The chains whose steps are being matched, the innermost last.
-    chains: Vec<&'g Pat>,
+    /// The chains whose steps are being matched, the innermost last, and how much had matched before their first step.
+    chains: Vec<(&'g Pat, usize)>,
+    /// Whether what is matched is a step of a chain, which is no more than one of several things that might be there.
+    in_step: bool,
     /// The operators that have matched so far.
     path: Vec<NodeId>,
     /// The operator whose input is looked at. The last of `path` may be deep inside an earlier input.
@@ -106,7 +109,7 @@ type Then<'a, 'g> = &'a mut dyn FnMut(&mut State<'g>) -> bool;
 
 impl<'g> State<'g> {
     fn miss(&mut self, what: impl FnOnce(&Graph) -> String) -> bool {
-        if self.deepest.as_ref().is_none_or(|m| m.depth < self.matched) {
+        if !self.in_step && self.deepest.as_ref().is_none_or(|m| m.depth < self.matched) {
             self.deepest = Some(Miss { depth: self.matched, what: what(self.graph), path: self.path.clone() });
         }
         false
@@ -170,17 +173,22 @@ impl<'g> State<'g> {
             PatNode::Chain { steps, inner } => self.chain(pattern, (steps, inner), value, then),
             PatNode::Hole => {
                 let Some(chain) = self.chains.pop() else { return false };
-                let reader = self.reader;
-                let ok = self.value(chain, value, &mut |s| {
+                let (reader, in_step, matched) = (self.reader, self.in_step, self.matched);
+                // Steps count for nothing: what the chain should end in is missed where it begins.
+                (self.in_step, self.matched) = (false, chain.1);
+                let ok = self.value(chain.0, value, &mut |s| {
                     s.chains.push(chain);
                     s.reader = reader;
+                    let inside = std::mem::replace(&mut s.in_step, in_step);
                     let ok = then(s);
                     if !ok {
+                        s.in_step = inside;
                         s.chains.pop();
                     }
                     ok
                 });
                 if !ok {
+                    (self.in_step, self.matched) = (in_step, matched);
                     self.chains.push(chain);
                 }
                 ok
@@ -207,25 +215,29 @@ impl<'g> State<'g> {
 
     /// What ends the chain is tried first, so that the shortest chain wins.
     fn chain(&mut self, chain: &'g Pat, (steps, inner): (&'g [Pat], &'g Pat), value: Value, then: Then<'_, 'g>) -> bool {
-        let reader = self.reader;
+        let (reader, matched) = (self.reader, self.matched);
         if self.value(inner, value, then) {
             return true;
         }
         steps.iter().any(|step| {
             self.reader = reader;
-            self.chains.push(chain);
+            let in_step = std::mem::replace(&mut self.in_step, true);
+            self.chains.push((chain, matched));
             self.listed.extend(chain.name.map(|name| (name, value)));
             let depth = self.listed.len();
             let ok = self.value(step, value, &mut |s| {
                 let outer = s.chains.pop();
                 s.reader = reader;
+                let inside = std::mem::replace(&mut s.in_step, in_step);
                 let ok = then(s);
                 if !ok {
+                    s.in_step = inside;
                     s.chains.extend(outer);
                 }
                 ok
             });
             if !ok {
+                self.in_step = in_step;
                 self.chains.pop();
                 self.listed.truncate(depth);
                 if chain.name.is_some() {
@@ -270,10 +282,12 @@ impl<'g> State<'g> {
                     found.get(from).copied().flatten().map(|v| (p, v))
                 })
                 .collect();
-            let Some(pairs) = pairs else {
+            let Some(mut pairs) = pairs else {
                 return self
                     .miss(|g| format!("{} inputs expected, found {}, at {}", inputs.len(), found.len(), g.describe(value.node)));
             };
+            // In a step, constants are a look away; what computes the other inputs may be a long walk.
+            pairs.sort_by_key(|(p, _)| self.in_step && !matches!(p.node, PatNode::Const(..) | PatNode::Near(_)));
             if self.bind(name, value, &mut |s| s.inputs(value.node, &pairs, then)) {
                 return true;
             }

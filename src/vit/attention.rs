@@ -1,7 +1,10 @@
 //! The attention branch: its pattern, and the sites inside it.
 
 use super::Site;
-use super::parts::{Linear, LinearNames, NORMS, Names, Part, added, another_norm, input, linear, moves, over_last_axis, runs};
+use super::parts::{
+    Linear, LinearNames, NORMS, Names, Part, another_norm, linear, moves, normed_branch, normed_input, over_last_axis,
+    plain_input, runs,
+};
 use crate::ir::{Graph, Op, Tensor, Value};
 use crate::pattern::{Match, Pat, any_of, chain, commute, constant, konst, op, rest};
 
@@ -86,14 +89,15 @@ fn steps_of_scores() -> [Pat; 8] {
 
 /// From x to what is added to it.
 pub(super) fn branch() -> Pat {
-    added(projected(heads_of_q(linear(input(), Q))))
+    normed_branch(|input| projected(heads_of_q(linear(input(), Q)), input))
 }
 
 /// Attention with a learnt query, which pools the tokens: there is no residual stream of its width to add to.
 pub(super) fn pooling() -> Pat {
     let learnt = op("Expand", [konst("query")]).named("query_expanded");
     // With a batch that is fixed the query is a constant to the end.
-    any_of([projected(heads_of_q(linear(learnt, Q))), projected(konst("query"))])
+    let input = || any_of([normed_input(), plain_input()]);
+    any_of([projected(heads_of_q(linear(learnt, Q)), input), projected(konst("query"), input)])
 }
 
 fn split(x: Pat, shaped: &'static str, shape: &'static str) -> Pat {
@@ -105,13 +109,14 @@ fn heads_first(x: Pat, first: &'static str) -> Pat {
 }
 
 fn heads_of_q(q: Pat) -> Pat {
-    chain("q_path", steps_of_q(), heads_first(split(q, "q_heads", "q_shape"), "q_first"))
+    let normed = chain("q_norm", [another_norm(rest())], split(q, "q_heads", "q_shape"));
+    chain("q_path", steps_of_q(), heads_first(normed, "q_first"))
 }
 
-fn projected(q: Pat) -> Pat {
+fn projected(q: Pat, input: fn() -> Pat) -> Pat {
     let keys = |x: Pat| op("Transpose", [x]).check(|op| perm_of(op, KEYS_TRANSPOSED)).named("k_first");
     let transposed = |x: Pat| op("Transpose", [x]).check(|op| perm_of(op, TRANSPOSED)).named("k_transposed");
-    let k = || split(linear(input(), K), "k_heads", "k_shape");
+    let k = || chain("k_norm", [another_norm(rest())], split(linear(input(), K), "k_heads", "k_shape"));
     let k = any_of([keys(k()), transposed(chain("k_path", steps_of_q(), heads_first(k(), "k_first")))]);
     let v = heads_first(split(linear(input(), V), "v_heads", "v_shape"), "v_first");
     let scores = chain("scores_path", steps_of_scores(), op("MatMul", [q, k]).named("product"));
@@ -121,7 +126,7 @@ fn projected(q: Pat) -> Pat {
     let back = op("Transpose", [context]).check(|op| perm_of(op, HEADS_FIRST)).named("context_back");
     let merged = op("Reshape", [back, konst("merged_shape")]).named("context_merged");
     let inner_norm = another_norm(merged.clone()).named("inner_norm");
-    linear(chain("context_path", moves(), any_of([inner_norm, merged])), PROJ)
+    linear(chain("context_path", moves(), any_of([merged, inner_norm])), PROJ)
 }
 
 /// What is known of a match of [`branch`] or [`pooling`].
@@ -211,22 +216,21 @@ impl Found<'_> {
             let expanded = self.n.get("query_expanded").map(|v| Part::values(Site::AttnQkvOutput, Some("query"), vec![v]));
             self.parts.extend(expanded);
         }
-        for (letter, names) in [("q", ["q_output", "q_heads", "q_first"]), ("k", ["k_output", "k_heads", "k_first"])] {
-            let first: Vec<Value> = names.iter().filter_map(|n| m.get(n)).collect();
-            if first.is_empty() {
-                self.parts.extend(self.n.get("query").map(|q| Part::weight(Site::AttnQkvOutput, Some(letter), &q)));
-            } else {
-                self.operand(letter, first);
-            }
+        match m.get("query").filter(|_| m.get("q_output").is_none()) {
+            Some(query) => self.parts.push(Part::weight(Site::AttnQkvOutput, Some("q"), &self.n.of(query))),
+            None => self.operand("q", ["q_output", "q_heads", "q_norm", "q_first", "q_path", ""]),
         }
+        self.operand("k", ["k_output", "k_heads", "k_norm", "k_first", "k_path", "k_transposed"]);
         let v: Vec<Value> = ["v_output", "v_heads", "v_first"].iter().filter_map(|n| m.get(n)).collect();
         self.values(Site::AttnQkvOutput, Some("v"), &v);
     }
 
     /// q or k: what its Linear makes; what normalisation and rotary embedding make of it.
-    fn operand(&mut self, letter: &str, mut first: Vec<Value>) {
-        let mut path = self.list(if letter == "q" { "q_path" } else { "k_path" });
-        path.extend(self.n.m.get("k_transposed").filter(|_| letter == "k"));
+    fn operand(&mut self, letter: &str, [output, heads, norm, heads_first, path, transposed]: [&str; 6]) {
+        let one = |name: &str| self.n.m.get(name).into_iter();
+        let mut first: Vec<Value> = one(output).chain(one(heads)).collect();
+        let moved = one(heads_first).chain(self.list(path)).chain(one(transposed));
+        let mut path: Vec<Value> = self.list(norm).into_iter().chain(moved).collect();
         // What only moves elements keeps their codes up to the first operator that computes.
         let moved = path.iter().take_while(|v| matches!(self.n.op_type(**v), "Reshape" | "Transpose")).count();
         let rest = path.split_off(moved);

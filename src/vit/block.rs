@@ -303,7 +303,11 @@ impl Search<'_> {
             }
         }
         for (_, half) in self.halves.iter().enumerate().filter(|(k, h)| h.attentions.is_empty() && !taken.contains(k)) {
-            let terms = self.terms(half.x).map(|(terms, _)| terms).unwrap_or_default();
+            let mut terms = self.terms(half.x).map(|(terms, _)| terms).unwrap_or_default();
+            // The residual operand of a pre-norm block is the one that a LayerNorm reads.
+            if terms.iter().any(|&v| is_normed(self.graph, v)) {
+                terms.retain(|&v| is_normed(self.graph, v));
+            }
             let why = terms.into_iter().filter_map(|x| self.branch_miss(half.x, x, &self.forms.attention)).reduce(deeper);
             misses.push(self.half_missing(half.x, "an attention whose sum is", why, misses));
         }

@@ -2,7 +2,7 @@
 
 use super::Site;
 use super::attention::way_back;
-use super::parts::{Linear, LinearNames, Names, Part, added, another_norm, input, linear};
+use super::parts::{Linear, LinearNames, Names, Part, another_norm, linear, normed_branch};
 use crate::ir::Graph;
 use crate::pattern::{Match, Pat, any_of, commute, near, op, var};
 
@@ -41,6 +41,10 @@ const FC2: LinearNames = ["fc2_weight", "fc2_product", "fc2_bias", "fc2_output"]
 
 /// From x to what is added to it.
 pub(super) fn branch() -> Pat {
+    normed_branch(from_input)
+}
+
+fn from_input(input: fn() -> Pat) -> Pat {
     let fc1 = linear(input(), FC1);
     // x · sigmoid(x) and x · sigmoid(1.702 x), which are no operators of opset 20.
     let again = || var(FC1[3]);
@@ -60,7 +64,7 @@ pub(super) fn branch() -> Pat {
     // The plain one first: x · sigmoid(x) is also a sigmoid times a Linear.
     let hidden = any_of([act, gated]);
     let normed = another_norm(hidden.clone()).named("inner_norm");
-    added(linear(any_of([normed, hidden]), FC2))
+    linear(any_of([hidden, normed]), FC2)
 }
 
 /// What is known of a match of [`branch`].

@@ -108,6 +108,13 @@ impl Walk<'_> {
             }
             None => (chain, top),
         };
+        let (patches, conv) = match self.graph.input(conv.node, 0).filter(|_| self.is(conv, &NORMS)) {
+            Some(before) => {
+                found.push((Site::Embed, false, Some("patches"), patches));
+                self.carried(before)
+            }
+            None => (patches, conv),
+        };
         if self.graph.is_op(conv.node, "Conv") {
             found.push((Site::PatchEmbed, false, None, patches));
             match self.graph.input(conv.node, 1) {
@@ -140,7 +147,8 @@ impl Walk<'_> {
                 at += 1;
                 for reader in self.graph.uses(v) {
                     let y = Value { node: reader.node, port: 0 };
-                    if self.is(y, &CARRIERS) && reader.port == 0 {
+                    let joins = self.is(y, &["Concat"]) && !self.known.contains(&y);
+                    if (self.is(y, &CARRIERS) && reader.port == 0) || joins {
                         stage.values.push(y);
                     } else if let Some(following) = self.following(&stage, y) {
                         tips += 1;

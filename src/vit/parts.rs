@@ -71,18 +71,29 @@ pub(super) fn moves() -> [Pat; 9] {
 pub(super) const MOVES: [&str; 9] =
     ["Reshape", "Transpose", "Slice", "Concat", "Pad", "Gather", "Squeeze", "Unsqueeze", "Flatten"];
 
-/// What a branch's first Linears read: the residual stream (or what was reshaped to it, `root`), behind a LayerNorm in pre-norm blocks, cut into windows or not.
-pub(super) fn input() -> Pat {
-    let stream = || any_of([var("x"), var("root")]);
-    // A class token that alone is updated attends to itself and to the patches.
-    let joined = op("Concat", [var("x"), var("tokens")]).named("joined");
-    chain("windows", moves(), any_of([layer_norm(any_of([joined, stream()])).named("norm"), stream()]))
+/// The residual stream that a branch reads, or what was reshaped to it (`root`).
+fn stream() -> Pat {
+    any_of([var("x"), var("root")])
 }
 
-/// What a branch adds to the residual stream: its last Linear, behind a LayerNorm in post-norm blocks.
-pub(super) fn added(last: Pat) -> Pat {
-    let normed = another_norm(chain("unwindowed", moves(), last.clone())).named("post_norm");
-    chain("back", moves(), any_of([normed, last]))
+/// What the first Linears of a pre-norm branch read: the residual stream behind a LayerNorm, cut into windows or not.
+pub(super) fn normed_input() -> Pat {
+    // A class token that alone is updated attends to itself and to the patches.
+    let joined = op("Concat", [var("x"), var("tokens")]).named("joined");
+    chain("windows", moves(), layer_norm(any_of([joined, stream()])).named("norm"))
+}
+
+/// What the first Linears of a post-norm branch read: the residual stream itself.
+pub(super) fn plain_input() -> Pat {
+    chain("windows", moves(), stream())
+}
+
+/// A branch that a LayerNorm begins or ends; `branch` makes its last Linear from what its first ones read.
+pub(super) fn normed_branch(branch: impl Fn(fn() -> Pat) -> Pat) -> Pat {
+    let post_normed = |last| another_norm(chain("unwindowed", moves(), last)).named("post_norm");
+    let before = branch(normed_input);
+    let added = any_of([before.clone(), post_normed(before), post_normed(branch(plain_input))]);
+    chain("back", moves(), added)
 }
 
 /// The names of a match's values.
