@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use ndarray::ArrayD;
 use vitq::canon::{self, CanonError, CanonReport};
 use vitq::ir::text::{PrintOptions, parse_model, print_model};
-use vitq::ir::{AttrValue, DType, Model, Node, OpName};
+use vitq::ir::{AttrValue, DType, Edit, Model, Node, OpName, Subgraph};
 use vitq::pattern::Rule;
 
 /// What must come of a case.
@@ -447,6 +447,19 @@ fn old_and_strange_operator_sets_are_refused() {
     none.opsets.clear();
     let error = canon::canonicalise(&mut none).unwrap_err().to_string();
     assert!(error.contains("imports no version of the default operator set"), "{error}");
+}
+
+/// Nobody looks into a nested graph, so that its operators would silently mean something else.
+#[test]
+fn nested_graphs_of_old_operator_sets_are_refused() {
+    let mut model = parsed("linear_without_bias");
+    let id = model.graph.ops()[0];
+    let body = Subgraph { proto: bytes::Bytes::new(), captures: Vec::new() };
+    Edit::new(&mut model.graph).set_attr(id, "body", AttrValue::Graph(body));
+    let error = canon::canonicalise(&mut model.clone()).unwrap_err().to_string();
+    assert!(error.contains("has a nested graph, and nested graphs of opset 17 are not brought to opset 20"), "{error}");
+    model.set_opset("", 18);
+    canon::canonicalise(&mut model).unwrap();
 }
 
 /// Weights in float16 would come back as float32 and not fit the operators around them.

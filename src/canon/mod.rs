@@ -3,7 +3,7 @@
 //! After [`canonicalise`] a graph is at opset 20, holds no foldable constant, and every LayerNorm, GELU, Linear and
 //! attention that a rule knows has one spelling: `LayerNormalization`, `Gelu`, `MatMul` + `Add` with weights `[in, out]`, and
 //! attention as three Linears (q, k, v) → `Reshape` → `Transpose` → `MatMul` → `Softmax` → `MatMul` with the scale folded
-//! into q's weights. A BatchNormalization behind a convolution or Linear is part of its weights.
+//! into q's weights. Halves are float32, and onnxruntime's fused operators are taken apart. A BatchNormalization behind a convolution or Linear is part of its weights.
 
 mod attention;
 mod axis;
