@@ -29,7 +29,7 @@ mod weights;
 use std::collections::BTreeMap;
 
 use crate::ir::{AI_VITQ, Model, VerifyError};
-use crate::pattern::{self, NearMiss, Rule};
+use crate::pattern::{self, Forms, NearMiss, Rule};
 
 pub use crate::ir::CANONICAL_OPSET;
 
@@ -38,6 +38,8 @@ pub use crate::ir::CANONICAL_OPSET;
 pub struct CanonReport {
     /// How often each rule applied.
     pub applied: BTreeMap<&'static str, usize>,
+    /// How the exporter spelt what the rules rewrote.
+    pub forms: Forms,
     /// Places where a rule all but matched.
     pub near_misses: Vec<NearMiss>,
 }
@@ -91,7 +93,7 @@ pub fn canonicalise_by(model: &mut Model, stages: &[Vec<Rule>]) -> Result<CanonR
     opset::adapt(model)?;
     fold::fold(model)?;
     for (i, stage) in stages.iter().enumerate() {
-        let (applied, misses) = pattern::run(&mut model.graph, CANONICAL_OPSET, stage)?;
+        let (applied, misses) = pattern::run(&mut model.graph, CANONICAL_OPSET, stage, &mut report.forms)?;
         // What a fused operator hid can be folded now.
         if i == 0 && !applied.is_empty() {
             fold::fold(model)?;

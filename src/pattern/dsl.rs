@@ -26,7 +26,7 @@ pub(super) enum PatNode {
     /// A constant scalar (one element) near a number, relative tolerance 1e-3.
     Near(f32),
     /// An operator with its inputs in order (or either order, for two).
-    Op { id: OpId, inputs: Vec<Pat>, commute: bool, port: Option<u32>, check: Option<AttrCheck> },
+    Op { id: OpId, inputs: Vec<Pat>, commute: bool, port: Option<u32>, check: Option<AttrCheck>, form: Option<&'static str> },
     /// The first alternative that lets the rest match.
     Any(Vec<Pat>),
     /// `inner` behind any number of steps.
@@ -72,7 +72,7 @@ pub fn op<const N: usize>(op_type: &'static str, inputs: [Pat; N]) -> Pat {
 /// An operator of another domain, otherwise as [`op`].
 pub fn op_in<const N: usize>(domain: &'static str, op_type: &'static str, inputs: [Pat; N]) -> Pat {
     Pat {
-        node: PatNode::Op { id: (domain, op_type), inputs: inputs.into(), commute: false, port: None, check: None },
+        node: PatNode::Op { id: (domain, op_type), inputs: inputs.into(), commute: false, port: None, check: None, form: None },
         name: None,
     }
 }
@@ -129,6 +129,16 @@ impl Pat {
     pub fn port(mut self, at: u32) -> Pat {
         if let PatNode::Op { port, .. } = &mut self.node {
             *port = Some(at);
+        }
+        self
+    }
+
+    /// Labels an operator with the exporter's form that it gives away: what [`Match::forms`](super::Match::forms) lists when
+    /// the arm that holds it has matched.
+    #[must_use]
+    pub fn form(mut self, label: &'static str) -> Pat {
+        if let PatNode::Op { form, .. } = &mut self.node {
+            *form = Some(label);
         }
         self
     }
