@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use ndarray::ArrayD;
 use vitq::canon::{self, CanonError, CanonReport};
 use vitq::ir::text::{PrintOptions, parse_model, print_model};
-use vitq::ir::{AttrValue, Model};
+use vitq::ir::{AttrValue, DType, Edit, Model, Node, OpName, Subgraph};
 use vitq::pattern::Rule;
 
 /// What must come of a case.
@@ -47,6 +47,7 @@ const CASES: &[(&str, Expect)] = &[
         Not("separate-qkv", "perm [2, 0, 3, 1, 4] expected, found [2, 0, 1, 3, 4] at Transpose (producing 'permuted')"),
     ),
     ("attention_op", Rules(&["attention-op"])),
+    ("attention_op_mask_of_trues", Rules(&["attention-op"])),
     ("attention_op_near_miss_causal", Not("attention-op", "causality")),
     ("attention_op_near_miss_grouped", Not("attention-op", "as many heads of k and v as of q expected, found 2 and 4")),
     ("attention_op_scaled", Rules(&["attention-op"])),
@@ -57,9 +58,12 @@ const CASES: &[(&str, Expect)] = &[
     ("attention_scale_on_k", Rules(&["separate-qkv", "scale-out-of-transpose", "scale-out-of-scores", "fold-scale-into-q"])),
     ("attention_scale_through_rotation", Rules(&["fold-scale-into-q"])),
     ("attention_scale_vector_near_miss", Not("scale-out-of-scores", "")),
+    ("attention_slice_in_place", Rules(&["separate-qkv"])),
     ("attention_slice_scale_on_both", Rules(&["separate-qkv", "scale-out-of-scores", "merge-scales", "fold-scale-into-q"])),
     ("attention_slice_to_the_end", Rules(&["separate-qkv"])),
     ("attention_split_divided_scores", Rules(&["separate-qkv", "scale-as-mul", "fold-scale-into-q"])),
+    ("attention_split_in_place", Rules(&["separate-qkv", "squeeze-before-transpose"])),
+    ("attention_split_in_place_near_miss", Not("separate-qkv", "axis 2 expected")),
     ("attention_squeeze_axis_near_miss", Not("separate-qkv", "Squeeze of axis 0 expected")),
     ("attention_two_factors_near_miss", Not("merge-scales", "")),
     ("batch_norm_after_conv", Rules(&["fold-batch-norm"])),
@@ -68,8 +72,50 @@ const CASES: &[(&str, Expect)] = &[
     ("batch_norm_near_miss_rank", Not("fold-batch-norm", "a Linear of rank 2 before it expected, found rank Some(3)")),
     ("batch_norm_near_miss_read_twice", Not("fold-batch-norm", "as the only reader of 'c' expected, found 2")),
     ("batch_norm_near_miss_relu", Not("fold-batch-norm", "found Relu")),
+    ("contrib_attention", Rules(&["packed-attention", "fold-scale-into-q"])),
+    ("contrib_attention_near_miss_mask", Not("packed-attention", "no mask expected, found 'm'")),
+    ("contrib_attention_sizes", Rules(&["packed-attention"])),
+    ("contrib_attention_without_bias", Rules(&["packed-attention"])),
+    ("contrib_bias_add", Rules(&["bias-add"])),
+    ("contrib_bias_softmax", Rules(&["bias-softmax"])),
+    ("contrib_bias_softmax_near_miss", Not("bias-softmax", "a softmax over the last axis expected, found axis 2")),
+    ("contrib_bias_split_gelu", Rules(&["bias-split-gelu"])),
+    ("contrib_fused_conv", Rules(&["fused-conv"])),
+    ("contrib_fused_conv_activations", Rules(&["fused-conv"])),
+    ("contrib_fused_conv_near_miss", Not("fused-conv", "a known activation expected, found 'Mystery'")),
+    ("contrib_fused_gemm", Rules(&["fused-gemm", "linear-from-gemm"])),
+    ("contrib_fused_gemm_near_miss", Not("fused-gemm", "a known activation expected, found 'Mystery'")),
+    ("contrib_fused_matmul", Rules(&["fused-matmul"])),
+    ("contrib_fused_matmul_near_miss", Not("fused-matmul", "transBatchA = 0 expected")),
+    ("contrib_fused_matmul_weights", Rules(&["fused-matmul"])),
+    ("contrib_gelu", Rules(&["bias-gelu", "fast-gelu", "quick-gelu"])),
+    ("contrib_gemm_fast_gelu", Rules(&["gemm-fast-gelu"])),
+    ("contrib_memory_layout", Error("graph_optimization_level = ORT_ENABLE_EXTENDED")),
+    ("contrib_multi_head_attention", Rules(&["multi-head-attention"])),
+    ("contrib_multi_head_attention_biased_scores", Rules(&["multi-head-attention"])),
+    ("contrib_multi_head_attention_heads_first", Rules(&["multi-head-attention"])),
+    ("contrib_multi_head_attention_near_miss", Not("multi-head-attention", "no key padding mask expected, found 'm'")),
+    ("contrib_near_miss_other_domain", Not("bias-add", "")),
+    ("contrib_near_miss_other_domain", Not("bias-gelu", "")),
+    ("contrib_near_miss_other_domain", Not("bias-split-gelu", "")),
+    ("contrib_near_miss_other_domain", Not("fast-gelu", "")),
+    ("contrib_near_miss_other_domain", Not("gemm-fast-gelu", "")),
+    ("contrib_near_miss_other_domain", Not("quick-gelu", "")),
+    ("contrib_rms_norm", Rules(&["simplified-layer-norm", "rms-norm"])),
+    ("contrib_rms_norm_near_miss", Not("simplified-layer-norm", "a norm over the last axis expected, found axis 1")),
+    ("contrib_silu", Rules(&["quick-gelu"])),
+    ("contrib_skip_layer_norm", Rules(&["skip-layer-norm"])),
+    ("contrib_skip_layer_norm_linear", Rules(&["skip-layer-norm"])),
+    ("contrib_skip_layer_norm_near_miss", Not("skip-layer-norm", "the mean and the deviation to have no reader expected")),
+    ("contrib_skip_layer_norm_plain", Rules(&["skip-layer-norm", "layer-norm-beta"])),
+    ("contrib_skip_rms_norm", Rules(&["skip-rms-norm"])),
+    ("contrib_skip_rms_norm_near_miss", Not("skip-rms-norm", "the mean and the deviation to have no reader expected")),
     ("expand_is_broadcast", Rules(&["expand-is-broadcast"])),
     ("expand_is_broadcast_near_miss", Not("expand-is-broadcast", "")),
+    ("float32_brain", Rules(&["float32"])),
+    ("float32_inside", Rules(&["float32"])),
+    ("float32_interface", Rules(&["float32"])),
+    ("float32_weights", Rules(&["float32"])),
     ("fold_bias_network", Keeps("y = Add (x, bounded)")),
     ("gelu_erf_divided", Rules(&["gelu-erf"])),
     ("gelu_erf_dynamo", Rules(&["gelu-erf"])),
@@ -86,12 +132,18 @@ const CASES: &[(&str, Expect)] = &[
     ("last_axis", Rules(&["last-axis"])),
     ("last_axis_near_miss", Not("last-axis", "")),
     ("layer_norm_axes_input", Rules(&["layer-norm"])),
+    ("layer_norm_beta", Rules(&["layer-norm-beta"])),
+    ("layer_norm_beta_near_miss", Not("layer-norm-beta", "")),
     ("layer_norm_decomposed", Rules(&["layer-norm"])),
     ("layer_norm_last_axis_counted", Rules(&["layer-norm"])),
     ("layer_norm_near_miss_axis", Not("layer-norm", "last axis expected, found axes [1] at ReduceMean (producing 'mean')")),
     ("layer_norm_near_miss_cube", Not("layer-norm", "constant 2 expected, found 3, at Pow (producing 'square')")),
     ("layer_norm_near_miss_one_gamma", Not("layer-norm", "gamma for 4 channels expected, found 1 elements")),
     ("layer_norm_near_miss_two_axes", Not("layer-norm", "found axes [1, 2] at ReduceMean (producing 'mean')")),
+    ("layer_norm_plain", Rules(&["layer-norm-plain"])),
+    ("layer_norm_plain_beta", Rules(&["layer-norm-plain"])),
+    ("layer_norm_plain_gamma", Rules(&["layer-norm-plain"])),
+    ("layer_norm_plain_near_miss", Not("layer-norm-plain", "")),
     ("layer_norm_twice_centred", Rules(&["layer-norm"])),
     ("layer_scale", Rules(&["layer-scale"])),
     ("layer_scale_after_norm", Rules(&["layer-scale"])),
@@ -105,6 +157,8 @@ const CASES: &[(&str, Expect)] = &[
     ("linear_from_gemm_row_bias", Rules(&["linear-from-gemm"])),
     ("linear_from_gemm_without_bias", Rules(&["linear-from-gemm"])),
     ("linear_without_bias", Nothing),
+    ("mask_of_nothing", Rules(&["mask-of-nothing"])),
+    ("mask_of_nothing_near_miss", Not("mask-of-nothing", "")),
     ("mean_as_pool", Rules(&["mean-as-pool"])),
     ("mean_as_pool_counted_from_the_end", Rules(&["mean-as-pool"])),
     ("mean_as_pool_near_miss_dropped", Not("mean-as-pool", "")),
@@ -112,6 +166,7 @@ const CASES: &[(&str, Expect)] = &[
     ("merge_transposes", Keeps("y = Transpose <perm = [0, 2, 3, 1]> (x)")),
     ("merge_transposes_near_miss", Keeps("y = Transpose <perm = [0, 1, 3, 2]> (r)")),
     ("merge_transposes_shared", Keeps("y = Transpose <perm = [0, 2, 3, 1]> (x)")),
+    ("merge_transposes_unit_axis", Keeps("y = Transpose <perm = [0, 1, 3, 2]> (y_squeezed)")),
     ("opset_axes", Adapted("Squeeze (x, s_axes)")),
     ("opset_clip_pad_slice", Adapted("c = Clip (x, c_min, c_max)")),
     ("opset_near_miss_upsample", Error("Upsample (producing 'y'): means something else in opset 9")),
@@ -122,14 +177,20 @@ const CASES: &[(&str, Expect)] = &[
     ("rms_norm", Rules(&["rms-norm"])),
     ("rms_norm_divided", Rules(&["rms-norm"])),
     ("rms_norm_near_miss_tokens", Not("rms-norm", "")),
+    ("rows_linear", Rules(&["linear-on-rows"])),
+    ("rows_linear_near_miss", Not("linear-on-rows", "")),
+    ("rows_linear_to_heads", Rules(&["linear-on-rows"])),
     ("scale_of_sum", Rules(&["scale-of-sum"])),
     ("scale_of_sum_near_miss", Not("scale-of-sum", "")),
     ("separate_linears_near_miss", Not("separate-linears", "")),
     ("separate_linears_near_miss_axis", Not("separate-linears", "")),
     ("separate_linears_slices", Rules(&["separate-linears"])),
     ("separate_linears_split", Rules(&["separate-linears"])),
+    ("squeeze_before_transpose_near_miss", Not("squeeze-before-transpose", "")),
     ("sum_of_stack", Rules(&["sum-of-stack"])),
     ("sum_of_stack_near_miss", Not("sum-of-stack", "")),
+    ("unmasked_softmax_guard", Rules(&["mask-of-nothing", "unmasked-softmax-guard"])),
+    ("unmasked_softmax_guard_near_miss", Not("unmasked-softmax-guard", "")),
 ];
 
 /// The rules whose near misses are too common to report.
@@ -149,6 +210,18 @@ const SILENT: &[&str] = &[
     "sum-of-stack",
     "mean-as-pool",
     "layer-scale",
+    "bias-add",
+    "bias-gelu",
+    "bias-split-gelu",
+    "fast-gelu",
+    "gemm-fast-gelu",
+    "layer-norm-beta",
+    "layer-norm-plain",
+    "linear-on-rows",
+    "mask-of-nothing",
+    "quick-gelu",
+    "squeeze-before-transpose",
+    "unmasked-softmax-guard",
 ];
 
 fn folder() -> PathBuf {
@@ -180,6 +253,7 @@ fn every_file_is_a_case_and_every_case_a_file() {
     let files: BTreeSet<String> = entries.map(|e| e.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned()).collect();
     let cases: BTreeSet<String> = CASES.iter().map(|(stem, _)| (*stem).to_owned()).collect();
     assert_eq!(files, cases);
+    // A file may be a near miss of several rules.
     assert!(CASES.is_sorted_by_key(|(stem, _)| *stem));
 }
 
@@ -255,6 +329,30 @@ fn attention(inputs: &BTreeMap<String, ArrayD<f32>>, scale: f64) -> ArrayD<f32> 
     })
 }
 
+/// What onnxruntime computes on a case that holds its own operators (contrib.py).
+fn contributed(stem: &str) -> Option<BTreeMap<String, ArrayD<f32>>> {
+    let text = std::fs::read_to_string(folder().with_file_name("contrib.json")).unwrap();
+    let all: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let array = |v: &serde_json::Value| {
+        let list = |key: &str| v[key].as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).collect::<Vec<_>>();
+        let shape: Vec<usize> = list("shape").iter().map(|&d| d as usize).collect();
+        ArrayD::from_shape_vec(shape, list("data").iter().map(|&x| x as f32).collect()).unwrap()
+    };
+    Some(all.get(stem)?.as_object().unwrap().iter().map(|(name, v)| (name.clone(), array(v))).collect())
+}
+
+/// Whether the executor does not know some operator or element type.
+fn is_foreign(model: &Model) -> bool {
+    let brain = |id| model.graph.get(id).and_then(Node::tensor).is_some_and(|t| t.dtype == DType::BF16);
+    if model.graph.node_ids().into_iter().any(brain) {
+        return true;
+    }
+    let standard = |op: &OpName| {
+        op.canonical_domain().is_empty() && !["SimplifiedLayerNormalization", "IsNaN"].contains(&op.op_type.as_str())
+    };
+    model.graph.ops().into_iter().any(|id| !standard(&model.graph.op(id).unwrap().op))
+}
+
 /// Whatever rules do, and where they rightly do nothing: the numbers are the same.
 #[test]
 fn every_case_keeps_its_meaning() {
@@ -271,6 +369,10 @@ fn every_case_keeps_its_meaning() {
             assert!(show(&after).contains("opset: ai.onnx 23"), "{stem} needs the operator set of Attention");
             continue;
         }
+        if is_foreign(&after) {
+            assert!(matches!(expect, Not(..)), "{stem} keeps an operator that it should not");
+            continue;
+        }
         let before = parsed(stem);
         let inputs = common::inputs(&common::input_shapes(&before, &size));
         let op = before.graph.ops().into_iter().find_map(|id| before.graph.op(id).filter(|o| o.op.is("Attention")));
@@ -279,6 +381,7 @@ fn every_case_keeps_its_meaning() {
                 let scale = op.attrs.float("scale").map_or(0.5, f64::from);
                 BTreeMap::from([("y".to_owned(), attention(&inputs, scale))])
             }
+            None if is_foreign(&before) => contributed(stem).unwrap_or_else(|| panic!("{stem} is not in contrib.json")),
             // The executor has no GatherND: what it picks is tested beside its folding.
             None if before.graph.ops().iter().any(|&id| before.graph.is_op(id, "GatherND")) => continue,
             None => common::run(&before, &inputs).unwrap_or_else(|e| panic!("{stem}, before: {e}")),
@@ -287,14 +390,17 @@ fn every_case_keeps_its_meaning() {
         assert_eq!(wanted.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>(), "{stem}");
         for (name, a) in &wanted {
             let difference = common::relative_difference(a, &found[name]);
-            assert!(difference <= 1e-5, "{stem}: '{name}' differs by {difference}");
+            // What was computed in halves was rounded to them.
+            let close = if stem.starts_with("float32_in") { 1e-3 } else { 1e-5 };
+            assert!(difference <= close, "{stem}: '{name}' differs by {difference}");
             assert!(a.iter().any(|v| Some(v) != a.first()), "{stem}: '{name}' is constant, which proves nothing");
         }
     }
 }
 
-fn stages(without: &str) -> [Vec<Rule>; 2] {
-    [canon::fuse_rules(), canon::attention_rules()].map(|rules| rules.into_iter().filter(|r| r.name != without).collect())
+fn stages(without: &str) -> [Vec<Rule>; 3] {
+    [canon::contrib_rules(), canon::fuse_rules(), canon::attention_rules()]
+        .map(|rules| rules.into_iter().filter(|r| r.name != without).collect())
 }
 
 #[test]
@@ -341,6 +447,19 @@ fn old_and_strange_operator_sets_are_refused() {
     none.opsets.clear();
     let error = canon::canonicalise(&mut none).unwrap_err().to_string();
     assert!(error.contains("imports no version of the default operator set"), "{error}");
+}
+
+/// Nobody looks into a nested graph, so that its operators would silently mean something else.
+#[test]
+fn nested_graphs_of_old_operator_sets_are_refused() {
+    let mut model = parsed("linear_without_bias");
+    let id = model.graph.ops()[0];
+    let body = Subgraph { proto: bytes::Bytes::new(), captures: Vec::new() };
+    Edit::new(&mut model.graph).set_attr(id, "body", AttrValue::Graph(body));
+    let error = canon::canonicalise(&mut model.clone()).unwrap_err().to_string();
+    assert!(error.contains("has a nested graph, and nested graphs of opset 17 are not brought to opset 20"), "{error}");
+    model.set_opset("", 18);
+    canon::canonicalise(&mut model).unwrap();
 }
 
 /// Weights in float16 would come back as float32 and not fit the operators around them.

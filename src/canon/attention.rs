@@ -23,6 +23,13 @@ pub(super) fn rules() -> Vec<Rule> {
         ),
         Rule::new("merge-scales", "", times_scalar_as(times_scalar(product()), "c2"), two_factors, build_scale),
         Rule::new("scale-as-mul", "", op("Div", [product(), scalar("c")]).form("Div on scores"), divisor, build_scale),
+        Rule::new(
+            "squeeze-before-transpose",
+            "",
+            op("Squeeze", [op("Transpose", [var("x")]).named("t"), konst("axes")]),
+            squeezed_transpose,
+            build_squeezed_transpose,
+        ),
         Rule::new("separate-qkv", "Split", selection(), check_selection, build_selection),
         Rule::new("fold-scale-into-q", "", scaled_scores(), check_scaled_scores, build_scaled_scores),
         Rule::new(
@@ -71,7 +78,10 @@ fn float(value: f32) -> Tensor {
 fn check_attention_op(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
     let id = m.root().node;
     let op = facts.graph.op(id).ok_or("an operator expected")?;
-    let inputs = facts.graph.inputs_of(id).iter().filter(|v| v.is_some()).count();
+    let mut inputs = facts.graph.inputs_of(id).iter().filter(|v| v.is_some()).count();
+    if facts.graph.input(id, 3).is_some_and(|mask| masks_nothing(facts, mask)) {
+        inputs -= 1;
+    }
     let flag = |name: &str| op.attrs.int(name).unwrap_or(0) != 0;
     if inputs != 3 || flag("is_causal") || op.attrs.float("softcap").unwrap_or(0.0) != 0.0 || m.root().port != 0 {
         return Err("Attention without mask, past, causality and soft cap expected".to_owned());
@@ -93,6 +103,12 @@ fn check_attention_op(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
             .map(|d| (1.0 / (d as f64).sqrt()) as f32)
             .ok_or_else(|| "a known head width expected, to know the scale".to_owned()),
     }
+}
+
+/// A mask of trues, or one of zeros that is added to the scores.
+fn masks_nothing(facts: Facts<'_>, mask: Value) -> bool {
+    let nothing = if facts.shapes.get(mask).and_then(|f| f.dtype) == Some(DType::Bool) { 1.0 } else { 0.0 };
+    super::mask::uniform(facts.graph, mask) == Some(nothing)
 }
 
 fn build_attention_op(edit: &mut Edit<'_>, m: &Match, scale: f32) -> Value {
@@ -195,23 +211,53 @@ fn joint_linear() -> Pat {
     any_of([op("Add", [product(), konst("bias")]), product()]).named("joint")
 }
 
+/// From `[3, batch, heads, tokens, width]`, or as it is, `[batch, tokens, 3, heads, width]`: onnxruntime moves the
+/// transposition behind the selection.
 fn selection() -> Pat {
-    let permuted = || op("Transpose", [op("Reshape", [joint_linear(), konst("shape")])]).named("permuted");
+    let reshaped = || op("Reshape", [joint_linear(), konst("shape")]);
+    let stacked = || any_of([op("Transpose", [reshaped()]).named("permuted"), reshaped()]);
     any_of([
-        op("Gather", [permuted(), scalar("index")]).form("Gather").named("gather"),
-        op("Squeeze", [op("Split", [permuted()]).form("Split").named("split"), konst("squeezed")]),
+        op("Gather", [stacked(), scalar("index")]).form("Gather").named("gather"),
+        op("Squeeze", [op("Split", [stacked()]).form("Split").named("split"), konst("squeezed")]),
         op(
             "Squeeze",
             [
-                op("Slice", [permuted(), scalar("start"), scalar("end"), scalar("axis")]).form("Slice").named("slice"),
+                op("Slice", [stacked(), scalar("start"), scalar("end"), scalar("axis")]).form("Slice").named("slice"),
                 konst("squeezed"),
             ],
         ),
     ])
 }
 
+/// The axes to squeeze and the permutation when the squeeze comes first.
+type Squeezed = (Vec<i64>, Vec<i64>);
+
+fn squeezed_transpose(facts: Facts<'_>, m: &Match) -> Result<Squeezed, String> {
+    let op = facts.graph.op(m.value("t").node).ok_or("an operator expected")?;
+    let perm = op.attrs.ints("perm").ok_or("a permutation expected")?;
+    let rank = perm.len() as i64;
+    let axes = facts.graph.constant(m.value("axes")).and_then(|t| t.to_i64().ok()).ok_or("constant axes expected")?;
+    let axes: Vec<usize> = axes.iter().filter_map(|&a| usize::try_from(if a < 0 { a + rank } else { a }).ok()).collect();
+    let first: Vec<i64> = axes.iter().filter_map(|&a| perm.get(a).copied()).collect();
+    if axes.is_empty() || first.len() != axes.len() {
+        return Err("axes of the transposed value expected".to_owned());
+    }
+    let kept = perm.iter().filter(|p| !first.contains(p));
+    Ok((first.clone(), kept.map(|p| p - first.iter().filter(|f| *f < p).count() as i64).collect()))
+}
+
+fn build_squeezed_transpose(edit: &mut Edit<'_>, m: &Match, (axes, perm): Squeezed) -> Value {
+    let at = m.root().node;
+    let name = edit.value_name(m.root()).to_owned();
+    let axes = edit.add_init(at, &format!("{name}_axes"), Tensor::vector(&axes));
+    let squeezed = edit.add(at, NewOp::std("Squeeze", &format!("{name}_squeezed")).inputs([m.value("x"), axes]));
+    edit.add(at, NewOp::std("Transpose", &name).input(squeezed).attr("perm", AttrValue::Ints(perm)))
+}
+
 struct Selection {
     part: &'static str,
+    /// Whether the selection gives `[batch, heads, tokens, width]` rather than `[batch, tokens, heads, width]`.
+    heads_first: bool,
     /// `[batch, tokens, heads, width]`, with the first two as the joint Reshape has them.
     shape: [i64; 4],
     w: Tensor,
@@ -220,14 +266,22 @@ struct Selection {
 
 fn check_selection(facts: Facts<'_>, m: &Match) -> Result<Selection, String> {
     let g = facts.graph;
-    let permuted = g.op(m.value("permuted").node).ok_or("an operator expected")?;
-    if !perm_is(permuted, &[2, 0, 3, 1, 4]) {
-        let found = permuted.attrs.ints("perm").unwrap_or_default();
-        return Err(format!("perm [2, 0, 3, 1, 4] expected, found {found:?} at {}", g.describe(m.value("permuted").node)));
+    let permuted = m.get("permuted");
+    if let Some((at, op)) = permuted.and_then(|v| Some((v.node, g.op(v.node)?)))
+        && !perm_is(op, &[2, 0, 3, 1, 4])
+    {
+        let found = op.attrs.ints("perm").unwrap_or_default();
+        return Err(format!("perm [2, 0, 3, 1, 4] expected, found {found:?} at {}", g.describe(at)));
     }
+    // The axis of q, k and v.
+    let stack = if permuted.is_some() { 0 } else { 2 };
+    let on_stack = |axis: i64| axis == stack || axis == stack - 5;
     let int = |name: &str| m.get(name).and_then(|v| g.constant(v)).and_then(|t| t.to_i64().ok()).and_then(|v| v.first().copied());
-    if m.get("squeezed").and_then(|v| g.constant(v)).is_some_and(|t| t.to_i64().ok().as_deref() != Some(&[0])) {
-        return Err("Squeeze of axis 0 expected".to_owned());
+    if m.get("squeezed")
+        .and_then(|v| g.constant(v))
+        .is_some_and(|t| !matches!(t.to_i64().as_deref(), Ok([axis]) if on_stack(*axis)))
+    {
+        return Err(format!("Squeeze of axis {stack} expected"));
     }
     let shape = g.constant(m.value("shape")).and_then(|t| t.to_i64().ok()).unwrap_or_default();
     // q, k, v; or k and v alone, where the query comes from elsewhere.
@@ -240,19 +294,19 @@ fn check_selection(facts: Facts<'_>, m: &Match) -> Result<Selection, String> {
         if m.get("index").and_then(|v| g.constant(v)).is_none_or(|t| !t.shape.is_empty()) {
             return Err("Gather of a single index, which drops the axis, expected".to_owned());
         }
-        if g.op(gather.node).and_then(|o| o.attrs.int("axis")).unwrap_or(0) != 0 {
-            return Err("Gather on axis 0 expected".to_owned());
+        if !on_stack(g.op(gather.node).and_then(|o| o.attrs.int("axis")).unwrap_or(0)) {
+            return Err(format!("Gather on axis {stack} expected"));
         }
         int("index")
     } else if let Some(split) = m.get("split") {
-        if g.op(split.node).and_then(|o| o.attrs.int("axis")).unwrap_or(0) != 0
+        if !on_stack(g.op(split.node).and_then(|o| o.attrs.int("axis")).unwrap_or(0))
             || g.get(split.node).map(|n| n.outputs.len()) != Some(parts)
         {
-            return Err(format!("Split in {parts} on axis 0 expected"));
+            return Err(format!("Split in {parts} on axis {stack} expected"));
         }
         Some(i64::from(split.port))
     } else {
-        sliced(g, m, count, int)
+        sliced(g, m, count, int, on_stack)
     };
     let index = index.and_then(|i| usize::try_from(if i < 0 { i + count } else { i }).ok()).filter(|&i| i < parts);
     let picker = ["gather", "split", "slice"].iter().find_map(|name| m.get(name)).unwrap_or(m.root());
@@ -275,19 +329,20 @@ fn check_selection(facts: Facts<'_>, m: &Match) -> Result<Selection, String> {
     let bias = m.get("bias").and_then(|b| g.constant(b));
     Ok(Selection {
         part: names[index],
+        heads_first: permuted.is_some(),
         shape: [batch, tokens, heads, head_dim],
         w: weights::columns(w, index * width, width).map_err(text)?,
         bias: bias.map(|b| weights::columns(b, index * width, width)).transpose().map_err(text)?,
     })
 }
 
-/// The index that a Slice of length one along axis 0 of `count` picks.
-fn sliced(g: &Graph, m: &Match, count: i64, int: impl Fn(&str) -> Option<i64>) -> Option<i64> {
+/// The index that a Slice of length one along the axis of `count` picks.
+fn sliced(g: &Graph, m: &Match, count: i64, int: impl Fn(&str) -> Option<i64>, on_stack: impl Fn(i64) -> bool) -> Option<i64> {
     let steps = m.get("slice").and_then(|v| g.input(v.node, 4));
     let unit = steps.is_none_or(|v| g.constant(v).is_some_and(|t| t.to_i64().ok().as_deref() == Some(&[1])));
     let place = |i: i64| if i < 0 { i.saturating_add(count) } else { i.min(count) };
     let (start, end) = (place(int("start")?), place(int("end")?));
-    (unit && int("axis") == Some(0) && start + 1 == end).then_some(start)
+    (unit && int("axis").is_some_and(on_stack) && start + 1 == end).then_some(start)
 }
 
 fn build_selection(edit: &mut Edit<'_>, m: &Match, s: Selection) -> Value {
@@ -304,6 +359,9 @@ fn build_selection(edit: &mut Edit<'_>, m: &Match, s: Selection) -> Value {
     }
     let shape = edit.add_init(at, &name("_shape"), Tensor::vector(&s.shape));
     let heads = edit.add(at, NewOp::std("Reshape", &name("_heads")).inputs([linear, shape]));
+    if !s.heads_first {
+        return heads;
+    }
     edit.add(at, NewOp::std("Transpose", &name("_heads_first")).input(heads).attr("perm", AttrValue::Ints(vec![0, 2, 1, 3])))
 }
 

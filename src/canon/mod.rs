@@ -3,21 +3,25 @@
 //! After [`canonicalise`] a graph is at opset 20, holds no foldable constant, and every LayerNorm, GELU, Linear and
 //! attention that a rule knows has one spelling: `LayerNormalization`, `Gelu`, `MatMul` + `Add` with weights `[in, out]`, and
 //! attention as three Linears (q, k, v) → `Reshape` → `Transpose` → `MatMul` → `Softmax` → `MatMul` with the scale folded
-//! into q's weights. A BatchNormalization behind a convolution or Linear is part of its weights.
+//! into q's weights. Halves are float32, and onnxruntime's fused operators are taken apart. A BatchNormalization behind a convolution or Linear is part of its weights.
 
 mod attention;
 mod axis;
 mod batch_norm;
 mod broadcast;
+mod contrib;
+mod float32;
 pub mod fold;
 mod gelu;
 mod hard_swish;
 pub mod inline;
 mod layer_scale;
 mod linear;
+mod mask;
 mod norm;
 mod opset;
 mod pool;
+mod rows;
 mod split;
 mod sum;
 mod weights;
@@ -67,10 +71,10 @@ pub enum CanonError {
 /// # Errors
 /// When the model imports no usable operator set, or calls functions that cannot be inlined.
 pub fn canonicalise(model: &mut Model) -> Result<CanonReport, CanonError> {
-    canonicalise_by(model, &[fuse_rules(), attention_rules()])
+    canonicalise_by(model, &[contrib_rules(), fuse_rules(), attention_rules()])
 }
 
-/// Brings a model to the form that the given rules leave, stage by stage.
+/// Brings a model to the form that the given rules leave, stage by stage; the first takes fused operators apart.
 ///
 /// # Errors
 /// As [`canonicalise`].
@@ -81,10 +85,19 @@ pub fn canonicalise_by(model: &mut Model, stages: &[Vec<Rule>]) -> Result<CanonR
         0 => {}
         n => _ = report.applied.insert("inline", n),
     }
+    contrib::refuse_layouts(&model.graph)?;
+    match float32::widen(model)? {
+        0 => {}
+        n => _ = report.applied.insert("float32", n),
+    }
     opset::adapt(model)?;
     fold::fold(model)?;
-    for stage in stages {
+    for (i, stage) in stages.iter().enumerate() {
         let (applied, misses) = pattern::run(&mut model.graph, CANONICAL_OPSET, stage, &mut report.forms)?;
+        // What a fused operator hid can be folded now.
+        if i == 0 && !applied.is_empty() {
+            fold::fold(model)?;
+        }
         for (name, n) in applied {
             *report.applied.entry(name).or_default() += n;
         }
@@ -96,7 +109,12 @@ pub fn canonicalise_by(model: &mut Model, stages: &[Vec<Rule>]) -> Result<CanonR
     Ok(report)
 }
 
-/// Stage 3: fuse up.
+/// Stage 3: onnxruntime's fused operators, taken apart.
+pub fn contrib_rules() -> Vec<Rule> {
+    contrib::rules()
+}
+
+/// Stage 4: fuse up.
 pub fn fuse_rules() -> Vec<Rule> {
     let families = [
         norm::rules(),
@@ -105,16 +123,18 @@ pub fn fuse_rules() -> Vec<Rule> {
         gelu::rules(),
         hard_swish::rules(),
         linear::rules(),
+        rows::rules(),
         split::rules(),
         sum::rules(),
         layer_scale::rules(),
         batch_norm::rules(),
         pool::rules(),
+        mask::rules(),
     ];
     families.into_iter().flatten().collect()
 }
 
-/// Stages 4 and 5: decompose `Attention`, unify the selection of q, k, v and the scale.
+/// Stages 5 and 6: decompose `Attention`, unify the selection of q, k, v and the scale.
 pub fn attention_rules() -> Vec<Rule> {
     attention::rules()
 }

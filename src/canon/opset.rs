@@ -7,6 +7,9 @@ use crate::ir::{AttrValue, Edit, Graph, Model, NodeId, Tensor, Value};
 /// The oldest operator set that exporters still write and that the adapters know.
 const OLDEST: i64 = 9;
 
+/// From this operator set on, a nested graph, which no pass looks into, means the same in the canonical one.
+const NESTED_SINCE: i64 = 18;
+
 /// Operators that are younger than the canonical operator set, and the set they came with.
 const YOUNGER: [(&str, i64); 7] = [
     ("Attention", 23),
@@ -28,6 +31,16 @@ pub(super) fn adapt(model: &mut Model) -> Result<(), CanonError> {
         return Err(CanonError::Opset {
             place: "the model".to_owned(),
             what: format!("uses opset {found}, older than {OLDEST}: re-export it with opset 17 or later"),
+        });
+    }
+    let nested = |id: &NodeId| model.graph.op(*id).is_some_and(|op| op.attrs.subgraphs().next().is_some());
+    if let Some(id) = model.graph.ops().into_iter().find(nested).filter(|_| found < NESTED_SINCE) {
+        return Err(CanonError::Opset {
+            place: model.graph.describe(id),
+            what: format!(
+                "has a nested graph, and nested graphs of opset {found} are not brought to opset {CANONICAL_OPSET}: export the \
+                 model with opset {NESTED_SINCE} or later, or let a simplifier such as onnxslim resolve the condition"
+            ),
         });
     }
     let shapes = shape::infer(&model.graph, found);

@@ -1,6 +1,9 @@
 //! Building patterns.
 
-use crate::ir::{Op, Tensor};
+use crate::ir::{AI_ONNX, Op, Tensor};
+
+/// An operator's domain and type.
+pub(super) type OpId = (&'static str, &'static str);
 
 /// A test of an operator's attributes; the error says what was expected and found.
 pub(super) type AttrCheck = fn(&Op) -> Result<(), String>;
@@ -23,14 +26,7 @@ pub(super) enum PatNode {
     /// A constant scalar (one element) near a number, relative tolerance 1e-3.
     Near(f32),
     /// An operator with its inputs in order (or either order, for two).
-    Op {
-        op_type: &'static str,
-        inputs: Vec<Pat>,
-        commute: bool,
-        port: Option<u32>,
-        check: Option<AttrCheck>,
-        form: Option<&'static str>,
-    },
+    Op { id: OpId, inputs: Vec<Pat>, commute: bool, port: Option<u32>, check: Option<AttrCheck>, form: Option<&'static str> },
     /// The first alternative that lets the rest match.
     Any(Vec<Pat>),
     /// `inner` behind any number of steps.
@@ -70,7 +66,15 @@ pub fn near(value: f32) -> Pat {
 /// An operator of the default domain with these inputs in this order. Inputs that the pattern leaves out at the end may
 /// be there.
 pub fn op<const N: usize>(op_type: &'static str, inputs: [Pat; N]) -> Pat {
-    Pat { node: PatNode::Op { op_type, inputs: inputs.into(), commute: false, port: None, check: None, form: None }, name: None }
+    op_in(AI_ONNX, op_type, inputs)
+}
+
+/// An operator of another domain, otherwise as [`op`].
+pub fn op_in<const N: usize>(domain: &'static str, op_type: &'static str, inputs: [Pat; N]) -> Pat {
+    Pat {
+        node: PatNode::Op { id: (domain, op_type), inputs: inputs.into(), commute: false, port: None, check: None, form: None },
+        name: None,
+    }
 }
 
 /// An operator of two inputs in either order.
@@ -139,10 +143,10 @@ impl Pat {
         self
     }
 
-    /// The operator types that the value may come from, or `None` when it may be anything.
-    pub(super) fn roots(&self) -> Option<Vec<&'static str>> {
+    /// The operators that the value may come from, or `None` when it may be anything.
+    pub(super) fn roots(&self) -> Option<Vec<OpId>> {
         match &self.node {
-            PatNode::Op { op_type, .. } => Some(vec![op_type]),
+            PatNode::Op { id, .. } => Some(vec![*id]),
             PatNode::Any(alternatives) => {
                 alternatives.iter().map(Pat::roots).collect::<Option<Vec<_>>>().map(|v| v.into_iter().flatten().collect())
             }

@@ -2,7 +2,7 @@
 
 use super::Pat;
 use super::dsl::PatNode;
-use crate::ir::{Graph, NodeId, NodeKind, Value};
+use crate::ir::{Graph, NodeId, NodeKind, OpName, Value};
 
 /// What the names of a pattern stand for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -232,13 +232,14 @@ impl<'g> State<'g> {
                 }
                 ok
             }
-            PatNode::Op { op_type, inputs, commute, port, check, form } => {
+            PatNode::Op { id: (domain, op_type), inputs, commute, port, check, form } => {
                 let graph = self.graph;
                 let op = match graph.get(value.node).map(|n| &n.kind) {
-                    Some(NodeKind::Op(op)) if op.op.is(op_type) => op,
+                    Some(NodeKind::Op(op)) if op.op.is_in(domain, op_type) => op,
                     _ => {
                         let at = self.at();
-                        return self.miss(|g| format!("{op_type} expected, found {}{at}", g.describe(value.node)));
+                        let want = OpName::new(domain, op_type);
+                        return self.miss(|g| format!("{want} expected, found {}{at}", g.describe(value.node)));
                     }
                 };
                 self.path.push(value.node);

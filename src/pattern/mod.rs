@@ -10,7 +10,7 @@ mod forms;
 mod matcher;
 mod rule;
 
-pub use dsl::{Pat, any_of, chain, commute, constant, konst, near, op, rest, scalar, tensor, var};
+pub use dsl::{Pat, any_of, chain, commute, constant, konst, near, op, op_in, rest, scalar, tensor, var};
 pub use forms::Forms;
 pub use matcher::{Match, Miss, match_given, match_value};
 pub use rule::{Facts, NearMiss, Rule, run};

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::dsl::OpId;
 use super::{Forms, Match, Miss, Pat, match_value};
 use crate::ir::shape::{self, Shapes};
-use crate::ir::{Edit, Graph, NodeId, Value, VerifyError};
+use crate::ir::{AI_ONNX, Edit, Graph, NodeId, Op, Value, VerifyError};
 
 /// What a rule's check may look at.
 #[derive(Debug, Clone, Copy)]
@@ -49,10 +50,11 @@ type Apply = Box<dyn Fn(Facts<'_>, &Match) -> Result<Build, String>>;
 pub struct Rule {
     /// The rule's name, shown by `inspect` and in the log of applied rules.
     pub name: &'static str,
-    /// An operator type that makes a value worth mentioning when the pattern all but matches around it.
+    /// An operator, with its domain unless that is the default one, that makes a value worth mentioning when the pattern
+    /// all but matches around it.
     tell: &'static str,
     pattern: Pat,
-    roots: Option<Vec<&'static str>>,
+    roots: Option<Vec<OpId>>,
     apply: Apply,
 }
 
@@ -98,8 +100,15 @@ impl Rule {
         Rule { name, tell, pattern, roots, apply }
     }
 
-    fn could_root(&self, op_type: &str) -> bool {
-        self.roots.as_ref().is_none_or(|r| r.contains(&op_type))
+    fn could_root(&self, op: &Op) -> bool {
+        match &self.roots {
+            Some(roots) => roots.iter().any(|(domain, op_type)| op.op.is_in(domain, op_type)),
+            None => op.op.canonical_domain() == AI_ONNX,
+        }
+    }
+
+    fn is_told_by(&self, op: &Op) -> bool {
+        op.op.is(self.tell) || op.op.to_string() == self.tell
     }
 }
 
@@ -148,7 +157,7 @@ fn round(
                 continue;
             }
             for rule in rules {
-                if !edit.op(id).is_some_and(|o| o.op.canonical_domain().is_empty() && rule.could_root(&o.op.op_type)) {
+                if !edit.op(id).is_some_and(|o| rule.could_root(o)) {
                     continue;
                 }
                 let Ok(m) = match_value(&edit, &rule.pattern, root) else { continue };
@@ -189,7 +198,7 @@ fn near_misses(graph: &Graph, opset: i64, rules: &[Rule]) -> Vec<NearMiss> {
     for rule in rules.iter().filter(|r| !r.tell.is_empty()) {
         let mut best: BTreeMap<usize, Miss> = BTreeMap::new();
         for id in graph.ops() {
-            if !graph.op(id).is_some_and(|o| rule.could_root(&o.op.op_type)) {
+            if !graph.op(id).is_some_and(|o| rule.could_root(o)) {
                 continue;
             }
             let root = Value { node: id, port: 0 };
@@ -200,8 +209,8 @@ fn near_misses(graph: &Graph, opset: i64, rules: &[Rule]) -> Vec<NearMiss> {
                     Ok(_) => continue,
                 },
             };
-            let tell =
-                miss.path.iter().find(|&&n| graph.is_op(n, rule.tell)).copied().or_else(|| just_behind(graph, &miss, rule.tell));
+            let told = |n: NodeId| graph.op(n).is_some_and(|o| rule.is_told_by(o));
+            let tell = miss.path.iter().copied().find(|&n| told(n)).or_else(|| just_behind(graph, &miss, rule.tell));
             let tell = tell.or_else(|| (miss.depth == usize::MAX).then_some(id));
             if let Some(tell) = tell {
                 let known = best.get(&tell.index());

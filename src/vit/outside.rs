@@ -139,6 +139,7 @@ impl Walk<'_> {
     /// Walks from the last block's output down to the logits: norm, pooling and heads, in whatever order they come.
     fn after(&mut self, block: usize, last: Value) {
         let mut todo = vec![Stage { block: Some(block), site: Site::Residual2, part: None, values: vec![last] }];
+        let mut seen = BTreeSet::new();
         while let Some(mut stage) = todo.pop() {
             let (mut next, mut lost) = (Vec::new(), Vec::new());
             let mut tips = 0;
@@ -147,12 +148,14 @@ impl Walk<'_> {
                 at += 1;
                 for reader in self.graph.uses(v) {
                     let y = Value { node: reader.node, port: 0 };
-                    let joins = self.is(y, &["Concat"]) && !self.known.contains(&y);
-                    if (self.is(y, &CARRIERS) && reader.port == 0) || joins {
+                    if self.is(y, &CARRIERS) && reader.port == 0 {
                         stage.values.push(y);
                     } else if let Some(following) = self.following(&stage, y) {
                         tips += 1;
-                        next.push(following);
+                        // Two stages may lead to one: a class token joined to the mean of the others.
+                        if seen.insert(y) {
+                            next.push(following);
+                        }
                     } else if !self.graph.is_op(y.node, "Shape") {
                         lost.push(y);
                     }
@@ -178,6 +181,9 @@ impl Walk<'_> {
         if self.over_tokens(y) || self.is(y, &["GlobalAveragePool"]) {
             return Some(Stage { block, site, part: Some("pool"), values: vec![y] });
         }
+        if self.is(y, &["Concat"]) && !self.known.contains(&y) {
+            return Some(Stage { block, site, part: Some("joined"), values: vec![y] });
+        }
         let weight = self.graph.input(y.node, 1).filter(|&w| self.graph.constant(w).is_some());
         if self.graph.is_op(y.node, "MatMul") && weight.is_some() {
             let sum = self.graph.uses(y).into_iter().find(|u| self.graph.is_op(u.node, "Add"));
@@ -192,7 +198,7 @@ impl Walk<'_> {
     /// Whether a value is an output but for a few operators: several heads are averaged, logits may become probabilities.
     /// The Linears of an attention pooling do not.
     fn leads_out(&self, v: Value, steps: usize) -> bool {
-        const LAST: [&str; 6] = ["Add", "Sub", "Mul", "Div", "Softmax", "Sigmoid"];
+        const LAST: [&str; 7] = ["Add", "Sub", "Mul", "Div", "Softmax", "Sigmoid", "Cast"];
         let next = || self.graph.uses(v).into_iter().map(|u| Value { node: u.node, port: 0 });
         self.graph.is_output(v)
             || steps > 0 && next().any(|y| (self.is(y, &LAST) || self.is(y, &CARRIERS)) && self.leads_out(y, steps - 1))

@@ -3,7 +3,7 @@
 use super::Round;
 use super::shapes::constant_target;
 use crate::ir::shape::DimExpr;
-use crate::ir::{AttrValue, DType, NewOp, NodeId, Op, Value};
+use crate::ir::{AttrValue, DType, NewOp, NodeId, Op, Tensor, Value};
 
 impl Round<'_, '_> {
     /// Removes the operator or joins it with its predecessor; whether it did.
@@ -39,6 +39,8 @@ impl Round<'_, '_> {
             "Identity" => true,
             "Dropout" => self.is_inference_dropout(id, op),
             "Cast" => op.attrs.int("to").is_some_and(|to| self.shapes.dtype(x).is_some_and(|d| i64::from(d.to_onnx()) == to)),
+            // Every mode gives back the samples themselves; a crop has the same shape, and says so.
+            "Resize" => same_shape() && op.attrs.str("coordinate_transformation_mode") != Some("tf_crop_and_resize"),
             "Reshape" | "Flatten" | "Expand" | "Squeeze" | "Unsqueeze" => same_shape(),
             "Tile" => constant(1).is_some_and(|v| v.iter().all(|&n| n == 1)),
             "Transpose" => permutation(op, self.shapes.rank(x)).is_some_and(|p| p.iter().enumerate().all(|(i, &a)| i == a)),
@@ -116,7 +118,8 @@ impl Round<'_, '_> {
     }
 
     /// `Reshape(Transpose(Reshape(x)))` where the first merges leading axes, the second leaves them in front and the last
-    /// splits them again: one `Transpose`. Exporters of scaled dot product attention write it for kᵀ.
+    /// splits them again: one `Transpose`. Exporters of scaled dot product attention write it for kᵀ. An axis of size 1 that
+    /// the first drops besides is squeezed before.
     fn reshaped_transpose(&mut self, id: NodeId, x: Value, y: Value) -> bool {
         let joined = || {
             let middle = self.graph().op(x.node).filter(|op| op.op.is("Transpose"))?;
@@ -125,10 +128,21 @@ impl Round<'_, '_> {
             let source = self.edit.input(merged.node, 0)?;
             let (before, inside, after) = (self.shapes.shape(source)?, self.shapes.shape(merged)?, self.shapes.shape(y)?);
             let perm = permutation(middle, Some(inside.len()))?;
-            Some((source, lifted_permutation(before, inside, after, &perm)?))
+            if let Some(lifted) = lifted_permutation(before, inside, after, &perm) {
+                return Some((source, None, lifted));
+            }
+            (0..before.len()).filter(|&i| before.get(i).and_then(DimExpr::as_const) == Some(1)).find_map(|unit| {
+                let kept: Vec<DimExpr> = before.iter().enumerate().filter(|(i, _)| *i != unit).map(|(_, d)| d.clone()).collect();
+                Some((source, Some(unit), lifted_permutation(&kept, inside, after, &perm)?))
+            })
         };
-        let Some((source, perm)) = joined() else { return false };
+        let Some((mut source, unit, perm)) = joined() else { return false };
         let name = self.graph().op(id).map(|op| op.name.clone()).unwrap_or_default();
+        if let Some(unit) = unit {
+            let stem = self.edit.value_name(y).to_owned();
+            let axes = self.edit.add_init(id, &format!("{stem}_axes"), Tensor::vector(&[unit as i64]));
+            source = self.edit.add(id, NewOp::std("Squeeze", &format!("{stem}_squeezed")).inputs([source, axes]));
+        }
         let new = self.edit.add(id, NewOp::std("Transpose", &name).input(source).attr("perm", ints(&perm)));
         self.edit.replace(y, new);
         true

@@ -40,6 +40,50 @@ fn product_shape(c: &Ctx, a: &[DimExpr], b: &[DimExpr]) -> Known<Shape> {
     Ok(shape)
 }
 
+/// `FusedMatMul` of onnxruntime, whose operands may be transposed.
+pub(super) fn fused_matmul(c: &Ctx) -> Known<Vec<Option<Shape>>> {
+    let side = |i: usize, attr: &str| -> Known<Shape> {
+        let mut shape = c.shape(i)?.to_vec();
+        if let (true, [.., r, k]) = (c.int(attr, 0) != 0, &mut shape[..]) {
+            std::mem::swap(r, k);
+        }
+        Ok(shape)
+    };
+    let batches = |name| c.int(name, 0) != 0;
+    if batches("transBatchA") || batches("transBatchB") {
+        return known(None);
+    }
+    one(product_shape(c, &side(0, "transA")?, &side(1, "transB")?)?)
+}
+
+/// `Attention` of onnxruntime: `[batch, tokens, in]` and weights `[in, q + k + v]`.
+pub(super) fn packed_attention(c: &Ctx) -> Known<Vec<Option<Shape>>> {
+    let ([b, s, _], [_, joint]) = (c.shape(0)?, c.shape(1)?) else { return known(None) };
+    let width = match c.op.attrs.ints("qkv_hidden_sizes") {
+        Some([_, _, v]) => Some((*v).into()),
+        _ => joint.div_exact(&3.into()),
+    };
+    Ok(outputs(c, vec![b.clone(), s.clone(), known(width)?]))
+}
+
+/// `MultiHeadAttention` of onnxruntime on `[batch, tokens, heads · size]`; keys and values may be split into heads.
+pub(super) fn multi_head_attention(c: &Ctx) -> Known<Vec<Option<Shape>>> {
+    let ([b, s, _], v) = (c.shape(0)?, c.shape(2)?) else { return known(None) };
+    let width = match v {
+        [_, _, width] => Some(width.clone()),
+        [_, heads, _, size] => heads.as_const().and_then(|h| size.times(h)),
+        _ => None,
+    };
+    Ok(outputs(c, vec![b.clone(), s.clone(), known(width)?]))
+}
+
+/// The shape of the first output; of the others nothing is known.
+fn outputs(c: &Ctx, first: Shape) -> Vec<Option<Shape>> {
+    let mut shapes = vec![None; c.outputs.max(1)];
+    shapes[0] = Some(first);
+    shapes
+}
+
 /// `Gemm`.
 pub(super) fn gemm(c: &Ctx) -> Known<Vec<Option<Shape>>> {
     let side = |i: usize, attr: &str, outer: usize| -> Known<DimExpr> {

@@ -49,7 +49,7 @@ fn standard(op: &str) -> Option<Entry> {
         | "Floor" | "Round" | "Sign" | "Exp" | "Log" | "Sqrt" | "Reciprocal" | "Erf" | "Sigmoid" | "HardSigmoid" | "HardSwish"
         | "Swish" | "Mish" | "Elu" | "Selu" | "Celu" | "Gelu" | "Relu" | "LeakyRelu" | "PRelu" | "ThresholdedRelu" | "Softplus"
         | "Softsign" | "Shrink" | "BitwiseNot" | "Clip" | "Softmax" | "LogSoftmax" | "Hardmax" | "Trilu" | "CumSum"
-        | "InstanceNormalization" | "GroupNormalization" | "RMSNormalization" | "LpNormalization" | "MeanVarianceNormalization" | "LRN"
+        | "InstanceNormalization" | "GroupNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization" | "LpNormalization" | "MeanVarianceNormalization" | "LRN"
         | "Scatter" | "ScatterND" | "ScatterElements" | "ReverseSequence" | "RotaryEmbedding" | "TensorScatter" =>
             entry(dtype::like0, ew::same),
         "Identity" => followed(dtype::like0, ew::same, values::same),
@@ -132,7 +132,20 @@ fn ptf_layer_norm(c: &Ctx, _: usize) -> Option<crate::ir::DType> {
 /// Operators that onnxruntime adds.
 fn contributed(op: &str) -> Option<Entry> {
     match op {
-        "Gelu" | "FastGelu" | "BiasGelu" | "QuickGelu" => entry(dtype::like0, ew::same),
+        "Gelu"
+        | "FastGelu"
+        | "BiasGelu"
+        | "QuickGelu"
+        | "BiasAdd"
+        | "BiasSoftmax"
+        | "SkipLayerNormalization"
+        | "SkipSimplifiedLayerNormalization" => entry(dtype::like0, ew::same),
+        "Attention" => entry(dtype::like0, linear::packed_attention),
+        "MultiHeadAttention" => entry(dtype::like0, linear::multi_head_attention),
+        "FusedMatMul" | "TransposeMatMul" => entry(dtype::any, linear::fused_matmul),
+        "FusedGemm" => entry(dtype::any, linear::gemm),
+        "GemmFastGelu" => entry(dtype::any, linear::matmul),
+        "FusedConv" => entry(dtype::like0, conv::conv),
         _ => None,
     }
 }

@@ -35,7 +35,8 @@ pub(super) fn load(model: &ir::Model, wanted: &[Value], options: &EngineOptions)
     };
     let mut loader = Loader { g, model: InferenceModel::default(), outlets: BTreeMap::new() };
     for (spec, &id) in inputs.iter().zip(g.inputs().iter().filter(|&&id| is_input(g, id))) {
-        let fact = InferenceFact::dt_shape(f32::datum_type(), &spec.shape);
+        let fed = convert::datum_type(spec.dtype).unwrap_or(f32::datum_type());
+        let fact = InferenceFact::dt_shape(fed, &spec.shape);
         let outlet = loader.model.add_source(spec.name.as_str(), fact).map_err(load_error)?;
         loader.outlets.insert(Value { node: id, port: 0 }, outlet);
     }
@@ -143,7 +144,7 @@ fn input_specs(g: &ir::Graph, options: &EngineOptions) -> Result<Vec<InputSpec>,
             .info(value)
             .and_then(|i| i.tensor_type())
             .ok_or_else(|| fail("is no tensor of a known type; export the model again"))?;
-        if ty.dtype != DType::F32 {
+        if !matches!(ty.dtype, DType::F32 | DType::F16) {
             return Err(fail(&format!("is {}, and only float inputs can be fed; export the model with a float input", ty.dtype)));
         }
         let shape = match options.input_shapes.get(&name) {

@@ -12,6 +12,7 @@ use crate::ir::{AttrValue, DType, Graph, NodeId, NodeKind, Tensor, TensorData, V
 pub(super) fn datum_type(dtype: DType) -> Option<tc::DatumType> {
     use tc::DatumType as D;
     Some(match dtype {
+        DType::F16 => D::F16,
         DType::F32 => D::F32,
         DType::F64 => D::F64,
         DType::Bool => D::Bool,

@@ -49,7 +49,7 @@ impl Default for EngineOptions {
 pub struct InputSpec {
     /// Its name.
     pub name: String,
-    /// Its element type; always float at present.
+    /// Its element type: float, or float16, into which what is fed is rounded.
     pub dtype: DType,
     /// Its concrete shape.
     pub shape: Vec<usize>,

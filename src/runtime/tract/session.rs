@@ -70,8 +70,12 @@ impl<'e> Session<'e> {
                 )));
             }
             let rows = view.as_standard_layout();
-            let tensor = Tensor::from_shape(&spec.shape, rows.as_slice().unwrap_or_default());
-            fed.push(tensor.map_err(|e| EngineError::Feed(error::one_line(&e)))?.into_tvalue());
+            let typed = || -> TractResult<Tensor> {
+                let tensor = Tensor::from_shape(&spec.shape, rows.as_slice().unwrap_or_default())?;
+                let dtype = super::convert::datum_type(spec.dtype).unwrap_or(DatumType::F32);
+                Ok(tensor.cast_to_dt(dtype)?.into_owned())
+            };
+            fed.push(typed().map_err(|e| EngineError::Feed(error::one_line(&e)))?.into_tvalue());
         }
         Ok(fed)
     }

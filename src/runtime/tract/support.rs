@@ -95,7 +95,7 @@ const TABLE: &[Row] = &[
 /// Element types that values may have. Four-bit types are held as eight bits.
 pub(super) fn holds(dtype: DType) -> bool {
     use DType::*;
-    matches!(dtype, F32 | F64 | Bool | U4 | I4 | U8 | I8 | U16 | I16 | U32 | I32 | U64 | I64)
+    matches!(dtype, F16 | F32 | F64 | Bool | U4 | I4 | U8 | I8 | U16 | I16 | U32 | I32 | U64 | I64)
 }
 
 /// Holds one operator against the table.
