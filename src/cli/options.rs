@@ -8,6 +8,7 @@ use clap::{ValueEnum, ValueHint};
 use super::error::CliError;
 use super::terminal::Terminal;
 use crate::config::{self, Config};
+use crate::fs::check_writable;
 use crate::onnx::ExternalData;
 use crate::pipeline::{DataOptions, PipelineError, Samples};
 use crate::quant::Target;
@@ -66,6 +67,7 @@ impl Preprocessing {
             input_size: self.input_size.map(NonZeroUsize::get),
             crop_pct: self.crop_pct,
             limit: limit.map(NonZeroUsize::get),
+            skip_corrupt: false,
         }
     }
 }
@@ -82,13 +84,17 @@ pub(super) struct Calibration {
     #[arg(long, value_name = "N")]
     pub(super) calib_limit: Option<NonZeroUsize>,
 
+    /// Leave out images that cannot be decoded, and say which, instead of failing
+    #[arg(long)]
+    skip_corrupt: bool,
+
     #[command(flatten)]
     pub(super) preprocessing: Preprocessing,
 }
 
 impl Calibration {
     pub(super) fn data_options(&self) -> DataOptions {
-        self.preprocessing.data_options(self.calib_limit)
+        DataOptions { skip_corrupt: self.skip_corrupt, ..self.preprocessing.data_options(self.calib_limit) }
     }
 }
 
@@ -139,6 +145,41 @@ pub(super) struct Targeting {
     /// Fail on a block that all but matched, a site left in float against the configuration, or a configured name that names nothing
     #[arg(long)]
     pub(super) strict: bool,
+}
+
+/// How long to search for better parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Effort {
+    /// Parameters straight from the observers, nothing searched downstream
+    Fast,
+    /// Reserved
+    #[value(hide = true)]
+    Default,
+    /// Reserved
+    #[value(hide = true)]
+    High,
+}
+
+/// The search for better parameters.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Quantisation")]
+pub(super) struct Searching {
+    /// How long to search for better parameters
+    #[arg(long, value_enum, value_name = "LEVEL", default_value_t = Effort::Fast)]
+    effort: Effort,
+}
+
+impl Searching {
+    /// Refuses a level that this version does not have.
+    pub(super) fn check(&self) -> Result<(), CliError> {
+        match self.effort {
+            Effort::Fast => Ok(()),
+            Effort::Default | Effort::High => Err(CliError::Refused(
+                "--effort default and high are reserved for a search that this version does not have: leave --effort out, or give fast"
+                    .to_owned(),
+            )),
+        }
+    }
 }
 
 /// How many threads.
@@ -214,7 +255,7 @@ pub(super) fn check_outputs(inputs: &[&Path], outputs: &[&Path]) -> Result<(), C
             continue;
         }
         // A file that can be made and removed there is the only reliable sign of a writable folder.
-        tempfile::Builder::new().prefix(".vitq-").tempfile_in(folder).map_err(|source| {
+        check_writable(output).map_err(|source| {
             CliError::Refused(format!("cannot write {shown}: {}; check that the folder is writable and has room", plain(&source)))
         })?;
     }

@@ -1,13 +1,15 @@
 //! Data as a model takes it: one array an input, batch axis in front.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use ndarray::{ArrayD, Axis, concatenate};
 use sha2::{Digest as _, Sha256};
 
 use super::PipelineError;
 use crate::calib::run::{Failure, Named};
-use crate::calib::{Digest, SampleSource};
+use crate::calib::{Digest, SampleSource, Stats};
 use crate::data::{Channels, DataError, Dataset, InputSpec, Options, Preprocess};
 use crate::ir::{Dim, Model, NodeKind, Value};
 use crate::runtime::tract::EngineOptions;
@@ -23,6 +25,8 @@ pub struct DataOptions {
     pub crop_pct: Option<f64>,
     /// At most this many samples.
     pub limit: Option<usize>,
+    /// Whether an image that cannot be decoded is left out instead of being an error.
+    pub skip_corrupt: bool,
 }
 
 /// How a model is fed.
@@ -220,7 +224,15 @@ impl Feed {
             return Err(DataError::EmptyFolder { path: path.to_owned(), ignored: 0 }.into());
         }
         let inputs = self.inputs.iter().map(|i| i.name.clone()).collect();
-        Ok(Samples { dataset, inputs, batch: self.batch, preprocess })
+        Ok(Samples {
+            dataset,
+            inputs,
+            batch: self.batch,
+            preprocess,
+            skip_corrupt: self.options.skip_corrupt,
+            skipped: Mutex::default(),
+            digest: OnceLock::new(),
+        })
     }
 }
 
@@ -236,6 +248,10 @@ pub struct Samples {
     inputs: Vec<String>,
     batch: usize,
     preprocess: Option<Preprocess>,
+    skip_corrupt: bool,
+    /// Why groups were skipped, in words.
+    skipped: Mutex<BTreeMap<usize, String>>,
+    digest: OnceLock<Digest>,
 }
 
 /// One batch as the model takes it.
@@ -268,6 +284,43 @@ impl Samples {
     /// The samples of a calibration that whole batches leave over.
     pub fn left_over(&self) -> usize {
         if self.dataset.len() < self.batch { 0 } else { self.dataset.len() % self.batch }
+    }
+
+    /// Reads group `g` as [`Samples::group`] does; `None` if an image in it cannot be decoded and such are to be skipped.
+    ///
+    /// # Errors
+    /// When a sample cannot be read.
+    pub fn group_or_skip(&self, g: usize) -> Result<Option<Group>, DataError> {
+        match self.group(g) {
+            Err(e @ (DataError::CorruptImage { .. } | DataError::UnfitImage { .. })) if self.skip_corrupt => {
+                self.skipped.lock().unwrap_or_else(PoisonError::into_inner).insert(g, e.to_string());
+                Ok(None)
+            }
+            other => other.map(Some),
+        }
+    }
+
+    /// What `--skip-corrupt` left out of a calibration, one sentence; the same whatever the threads and however often the
+    /// calibration was resumed, save that a reason is known only of what this run has tried itself.
+    pub fn skipped_note(&self, stats: &Stats) -> Option<String> {
+        const NAMED: usize = 10;
+        let skipped = stats.skipped();
+        if skipped.is_empty() {
+            return None;
+        }
+        let reasons = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
+        let why = |&index: &u64| {
+            let group = usize::try_from(index).unwrap_or(usize::MAX);
+            let known = reasons.get(&group).map(|r| r.trim_end_matches('.').to_owned());
+            known.unwrap_or_else(|| self.name(group))
+        };
+        let mut list: Vec<String> = skipped.iter().take(NAMED).map(why).collect();
+        if skipped.len() > NAMED {
+            list.push(format!("and {} more", skipped.len() - NAMED));
+        }
+        let what = if self.batch == 1 { "samples" } else { "batches" };
+        let seen = stats.samples().len() + skipped.len();
+        Some(format!("{} of {seen} {what} were skipped: {}", skipped.len(), list.join("; ")))
     }
 
     /// Reads group `g`; a short last group is padded with its last sample.
@@ -319,7 +372,7 @@ impl SampleSource for Samples {
     }
 
     fn get(&self, i: usize) -> Result<Option<Named>, Failure> {
-        Ok(Some(self.group(i)?.inputs))
+        Ok(self.group_or_skip(i)?.map(|group| group.inputs))
     }
 
     fn name(&self, i: usize) -> String {
@@ -327,12 +380,15 @@ impl SampleSource for Samples {
     }
 
     fn digest(&self) -> Digest {
-        let mut hash = Sha256::new();
-        hash.update(format!("{:?} {} {}\n", self.preprocess, self.batch, self.dataset.len()));
-        for i in 0..self.dataset.len() {
-            hash.update(self.dataset.name(i).unwrap_or_default());
-            hash.update("\n");
-        }
-        Digest(hash.finalize().into())
+        // Names and file sizes, not contents: those would be read twice. Nothing of where the folder is.
+        *self.digest.get_or_init(|| {
+            let mut hash = Sha256::new();
+            hash.update(format!("{:?} {} {}\n", self.preprocess, self.batch, self.dataset.len()));
+            for i in 0..self.dataset.len() {
+                hash.update(self.dataset.name(i).unwrap_or_default());
+                hash.update(format!("\n{}\n", self.dataset.file_size(i)));
+            }
+            Digest(hash.finalize().into())
+        })
     }
 }
