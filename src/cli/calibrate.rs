@@ -52,7 +52,7 @@ pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
     let config = args.config.load(terminal)?;
     let source = pipeline::load(&args.model)?;
     source.require_sites()?;
-    let feed = Feed::new(&args.model, &source.model, &args.data.data_options())?;
+    let feed = Feed::new(&args.model, &source.model, &args.data.data_options(&config))?;
     let samples = feed.open(&args.data.calib)?;
     note_samples(&samples, terminal);
     let engine = pipeline::engine_of(&source, &config, &feed.engine_options())?;

@@ -131,7 +131,7 @@ fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, Cli
     let config = args.config.load(terminal)?;
     let source = pipeline::load(&args.model)?;
     source.require_sites()?;
-    let feed = Feed::new(&args.model, &source.model, &args.data.data_options())?;
+    let feed = Feed::new(&args.model, &source.model, &args.data.data_options(&config))?;
     let samples = feed.open(&args.data.calib)?;
     note_samples(&samples, terminal);
     clock.end("load");

@@ -13,42 +13,19 @@ use crate::onnx::ExternalData;
 use crate::pipeline::{DataOptions, PipelineError, Samples};
 use crate::quant::Target;
 
-/// How images become tensors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum PreprocessName {
-    /// ImageNet's mean and std: DeiT and most models trained on ImageNet-1k
-    Imagenet,
-    /// Mean and std 0.5: the augreg ViTs
-    Inception,
-    /// CLIP's mean and std
-    Clip,
-    /// Values in [0, 1]
-    None,
-}
-
-impl PreprocessName {
-    fn name(self) -> &'static str {
-        match self {
-            PreprocessName::Imagenet => "imagenet",
-            PreprocessName::Inception => "inception",
-            PreprocessName::Clip => "clip",
-            PreprocessName::None => "none",
-        }
-    }
-}
-
 /// How data are read.
 #[derive(Debug, clap::Args)]
 pub(super) struct Preprocessing {
-    /// How images are normalised; needed for images, not for .npy and .npz
-    #[arg(long, value_enum, value_name = "NAME")]
-    preprocess: Option<PreprocessName>,
+    /// How images become tensors: imagenet (DeiT and most models trained on ImageNet-1k), inception (mean and std 0.5: the augreg
+    /// ViTs), clip, none (values in [0, 1]), or a file: YAML, timm's config.json, a preprocessor_config.json
+    #[arg(long, value_name = "NAME|FILE", value_hint = ValueHint::FilePath)]
+    preprocess: Option<String>,
 
     /// Side of the model's input image in pixels [default: the model's own]
     #[arg(long, value_name = "N")]
     input_size: Option<NonZeroUsize>,
 
-    /// Share of the resized image that the centre crop keeps [default: 0.9; 1 for none]
+    /// Share of the resized image that the centre crop keeps [default: 0.9; 1 for none; a file's own]
     #[arg(long, value_name = "P", value_parser = share)]
     crop_pct: Option<f64>,
 }
@@ -63,7 +40,8 @@ fn share(text: &str) -> Result<f64, String> {
 impl Preprocessing {
     pub(super) fn data_options(&self, limit: Option<NonZeroUsize>) -> DataOptions {
         DataOptions {
-            preprocess: self.preprocess.map(|p| p.name().to_owned()),
+            preprocess: self.preprocess.clone(),
+            section: None,
             input_size: self.input_size.map(NonZeroUsize::get),
             crop_pct: self.crop_pct,
             limit: limit.map(NonZeroUsize::get),
@@ -93,8 +71,9 @@ pub(super) struct Calibration {
 }
 
 impl Calibration {
-    pub(super) fn data_options(&self) -> DataOptions {
-        DataOptions { skip_corrupt: self.skip_corrupt, ..self.preprocessing.data_options(self.calib_limit) }
+    pub(super) fn data_options(&self, config: &Config) -> DataOptions {
+        let section = config.preprocess.clone();
+        DataOptions { skip_corrupt: self.skip_corrupt, section, ..self.preprocessing.data_options(self.calib_limit) }
     }
 }
 

@@ -173,7 +173,7 @@ impl Dataset {
         match &self.source {
             Source::Images { entries, preprocess, channels } => {
                 let entry = entries.get(i).ok_or_else(out_of_range)?;
-                let pixels = decode::decode(&entry.path, *channels)?;
+                let pixels = decode::decode(&entry.path, *channels, preprocess.exif_orientation)?;
                 let image = preprocess
                     .apply(&pixels, *channels)
                     .map_err(|source| DataError::UnfitImage { path: entry.path.clone(), source })?;

@@ -10,15 +10,19 @@ use sha2::{Digest as _, Sha256};
 use super::PipelineError;
 use crate::calib::run::{Failure, Named};
 use crate::calib::{Digest, SampleSource, Stats};
-use crate::data::{Channels, DataError, Dataset, InputSpec, Options, Preprocess};
+use crate::config::{self, Preprocessing};
+use crate::data::{Channels, DataError, Dataset, InputSpec, Options, PRESETS, Preprocess};
 use crate::ir::{Dim, Model, NodeKind, Value};
 use crate::runtime::tract::EngineOptions;
 
 /// What a user says of the data.
 #[derive(Debug, Clone, Default)]
 pub struct DataOptions {
-    /// Name of a preprocessing preset: `imagenet`, `inception`, `clip` or `none`. Needed for images.
+    /// Name of a preprocessing preset (`imagenet`, `inception`, `clip` or `none`) or a file that
+    /// [`config::load_preprocessing`] reads. Needed for images, unless `section` is there.
     pub preprocess: Option<String>,
+    /// The configuration's section, used where `preprocess` is absent.
+    pub section: Option<Preprocessing>,
     /// Side of the model's input image in pixels; the model's own when it is fixed.
     pub input_size: Option<usize>,
     /// Share of the resized image that the centre crop keeps, in (0, 1]; the preset's own when absent.
@@ -42,6 +46,7 @@ pub struct Feed {
     /// Why the model takes no images.
     no_image: String,
     options: DataOptions,
+    preprocessing: Option<Preprocessing>,
 }
 
 impl Feed {
@@ -87,6 +92,7 @@ impl Feed {
             image: None,
             no_image: String::new(),
             options: options.clone(),
+            preprocessing: preprocessing(options)?,
         };
         match feed.find_image().map_err(fail)? {
             Ok(image) => feed.image = Some(image),
@@ -115,7 +121,11 @@ impl Feed {
                 input.shape.len() + 1
             )));
         };
-        let asked = self.options.input_size;
+        let said = self.preprocessing.as_ref().and_then(|p| p.input_size);
+        let (asked, by) = match self.options.input_size {
+            Some(n) => (Some(n), "--input-size"),
+            None => (said, "the preprocessing's input_size"),
+        };
         let size = match (height, width, asked) {
             (Some(h), Some(w), _) if h != w => {
                 return Ok(Err(format!(
@@ -124,7 +134,7 @@ impl Feed {
             }
             (Some(n), _, Some(asked)) | (_, Some(n), Some(asked)) if n != asked => {
                 return Err(format!(
-                    "--input-size {asked} was given, but the model's input '{name}' takes {n} × {n} pixels: leave --input-size out, or export the model for {asked} × {asked}"
+                    "{by} {asked} was given, but the model's input '{name}' takes {n} × {n} pixels: leave {by} out, or export the model for {asked} × {asked}"
                 ));
             }
             (Some(n), ..) | (_, Some(n), _) | (None, None, Some(n)) => n,
@@ -199,14 +209,14 @@ impl Feed {
     /// When there is no such data, or it does not fit the model.
     pub fn open(&self, path: &Path) -> Result<Samples, PipelineError> {
         let mut preprocess = None;
-        if let (Some(name), false) = (&self.options.preprocess, is_array(path)) {
+        if let (Some(wanted), false) = (&self.preprocessing, is_array(path)) {
             let Some((size, _)) = self.image else {
                 return Err(PipelineError::Input {
                     path: self.path.clone(),
                     what: format!("the model takes no images: {}", self.no_image),
                 });
             };
-            let mut p = Preprocess::preset(name, size)?;
+            let mut p = wanted.resolve(size)?;
             if let Some(crop) = self.options.crop_pct {
                 p.crop_pct = crop;
             }
@@ -233,6 +243,20 @@ impl Feed {
             skipped: Mutex::default(),
             digest: OnceLock::new(),
         })
+    }
+}
+
+/// What the user says of the preprocessing: a preset goes before a file of the same name.
+fn preprocessing(options: &DataOptions) -> Result<Option<Preprocessing>, PipelineError> {
+    match &options.preprocess {
+        None => Ok(options.section.clone()),
+        Some(name) if !PRESETS.contains(&name.as_str()) && Path::new(name).is_file() => {
+            Ok(Some(config::load_preprocessing(Path::new(name))?))
+        }
+        Some(name) => {
+            Preprocess::preset(name, 1)?;
+            Ok(Some(Preprocessing::preset(name)))
+        }
     }
 }
 
