@@ -117,9 +117,12 @@ def test_photographs_are_timms(preprocessed, tmp_path, mode, interpolation, pct)
     root = os.environ.get("VITQ_SHARED")
     if not root:
         pytest.skip("VITQ_SHARED is not set")
-    photos = sorted((Path(root) / "data" / "calib").glob("*.jpg"))[:100]
-    for p in photos:
-        (tmp_path / p.name).symlink_to(p)
+    # Each cut to an odd size of its own and saved anew: decoder, resampling and cropping are all compared.
+    for i, p in enumerate(sorted((Path(root) / "data" / "calib").glob("*.jpg"))[:100]):
+        image = Image.open(p).convert("RGB")
+        w, h = image.width * (37 + i * 29 % 64) // 100 | 1, image.height * (37 + i * 53 % 64) // 100 | 1
+        image.crop((0, 0, min(w, image.width), min(h, image.height))).save(tmp_path / f"{i:03}.jpg", quality=95)
+    photos = sorted(tmp_path.glob("*.jpg"))
     ours = preprocessed(tmp_path, yaml(mode, interpolation, pct))
     found = []
     for got, path in zip(ours, photos, strict=True):
