@@ -66,9 +66,6 @@ const FIXTURES: &[Fixture] = &[
 /// Those whose file, as it is, the executor does not run: it knows no `Attention` of opset 23.
 const NOT_EXECUTABLE: &[&str] = &["clip_quickgelu"];
 
-/// Its pooling is attention with a learnt query, which has no sites yet.
-const POOLED_BY_ATTENTION: &str = "siglip";
-
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
@@ -105,7 +102,7 @@ fn every_fixture_is_in_the_table() {
         .filter(|p| p.extension().is_some_and(|e| e == "onnx"))
         .map(|p| p.file_stem().unwrap().to_str().unwrap().to_owned())
         .collect();
-    assert_eq!(files, FIXTURES.iter().map(|f| f.name).chain([POOLED_BY_ATTENTION]).map(str::to_owned).collect());
+    assert_eq!(files, FIXTURES.iter().map(|f| f.name).map(str::to_owned).collect());
 }
 
 fn usual_sites() -> BTreeSet<String> {
@@ -143,7 +140,7 @@ fn every_block_and_every_site_is_found() {
         assert!(vit.near_misses.is_empty(), "{}: {:?}", f.name, vit.near_misses);
         assert_eq!(vit.blocks.len(), 2, "{}", f.name);
         for b in &vit.blocks {
-            let form = (b.dim, b.attention.heads, b.attention.head_dim, b.mlp.act_op.as_str());
+            let form = (b.dim, b.attentions[0].heads, b.attentions[0].head_dim, b.mlps[0].act_op.as_str());
             assert_eq!((form, b.mlp_ratio), ((32, 2, 16, f.activation), 2.0), "{}", f.name);
         }
         let mut wanted = usual_sites();
@@ -244,21 +241,6 @@ fn what_is_not_found_around_the_blocks_is_named() {
     }
 }
 
-/// The Linears of the pooling read the last LayerNorm, but are no heads.
-#[test]
-fn an_attention_pooling_is_no_head() {
-    let mut model = read(POOLED_BY_ATTENTION);
-    canon::canonicalise(&mut model).unwrap();
-    let vit = recognise(&model.graph);
-    assert_eq!(vit.blocks.len(), 2);
-    let found: BTreeSet<String> = vit.sites.iter().map(|s| s.full_name()).collect();
-    let lost: Vec<String> = usual_sites().difference(&found).cloned().collect();
-    assert_eq!(lost, ["head", "head_output"]);
-    let misses: Vec<String> = vit.near_misses.iter().map(ToString::to_string).collect();
-    let says = "expected after the blocks, found MatMul '/attn_pool/";
-    assert!(misses.iter().any(|m| m.starts_with("outside: ") && m.contains(says)), "{misses:#?}");
-}
-
 /// Made-up images for calibration.
 struct Noise(Vec<usize>);
 
@@ -286,6 +268,7 @@ fn facts(model: &Model, vit: &Vit) -> ModelFacts {
     ModelFacts {
         digest: pipeline::digest(model).to_string(),
         sites: vit.sites.clone(),
+        multiplied: vit.multiplied.clone(),
         constants: vit.sites.iter().filter(|s| s.weight).flat_map(|s| &s.values).map(constant).collect(),
     }
 }

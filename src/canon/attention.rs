@@ -1,8 +1,8 @@
 //! Attention: `Attention` taken apart, one selection of q, k and v, one scale.
 
 use super::weights;
-use crate::ir::{AttrValue, DType, Edit, Graph, NewOp, Op, Tensor, Value};
-use crate::pattern::{Facts, Match, Pat, Rule, any_of, commute, konst, op, scalar, var};
+use crate::ir::{AttrValue, DType, Edit, Graph, NewOp, NodeId, Op, Tensor, Value};
+use crate::pattern::{Facts, Match, Pat, Rule, any_of, chain, commute, constant, konst, op, rest, scalar, var};
 
 pub(super) fn rules() -> Vec<Rule> {
     vec![
@@ -25,6 +25,17 @@ pub(super) fn rules() -> Vec<Rule> {
         Rule::new("scale-as-mul", "", op("Div", [product(), scalar("c")]), divisor, build_scale),
         Rule::new("separate-qkv", "Split", selection(), check_selection, build_selection),
         Rule::new("fold-scale-into-q", "", scaled_scores(), check_scaled_scores, build_scaled_scores),
+        Rule::new(
+            "fold-scale-into-query",
+            "",
+            op("Mul", [op("MatMul", [konst("query"), var("kt")]), scalar("c")]),
+            check_scaled_query,
+            |edit, m, query| {
+                let (at, name) = (m.root().node, edit.value_name(m.root()).to_owned());
+                let query = edit.add_init(at, &format!("{name}_query"), query);
+                edit.add(at, NewOp::std("MatMul", &name).inputs([query, m.value("kt")]))
+            },
+        ),
     ]
 }
 
@@ -105,7 +116,9 @@ fn scaled_operand() -> Pat {
 }
 
 fn different_operands(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
-    if facts.graph.constant(m.value("a")).is_some() || facts.graph.constant(m.value("b")).is_some() {
+    // A learnt query has heads of its own; weights are matrices.
+    let weights = |name: &str| facts.graph.constant(m.value(name)).is_some_and(|t| t.shape.len() < 3);
+    if weights("a") || weights("b") {
         return Err("a product of two activations expected".to_owned());
     }
     let rank = |v| facts.rank(Some(v));
@@ -197,6 +210,13 @@ fn check_selection(facts: Facts<'_>, m: &Match) -> Result<Selection, String> {
     if m.get("squeezed").and_then(|v| g.constant(v)).is_some_and(|t| t.to_i64().ok().as_deref() != Some(&[0])) {
         return Err("Squeeze of axis 0 expected".to_owned());
     }
+    let shape = g.constant(m.value("shape")).and_then(|t| t.to_i64().ok()).unwrap_or_default();
+    // q, k, v; or k and v alone, where the query comes from elsewhere.
+    let [batch, tokens, count @ 2..=3, heads, head_dim] = shape[..] else {
+        return Err(format!("Reshape to [batch, tokens, 3, heads, width] expected, found {shape:?}"));
+    };
+    let names: &[&'static str] = if count == 3 { &["q", "k", "v"] } else { &["k", "v"] };
+    let parts = names.len();
     let index = if let Some(gather) = m.get("gather") {
         if m.get("index").and_then(|v| g.constant(v)).is_none_or(|t| !t.shape.is_empty()) {
             return Err("Gather of a single index, which drops the axis, expected".to_owned());
@@ -207,48 +227,44 @@ fn check_selection(facts: Facts<'_>, m: &Match) -> Result<Selection, String> {
         int("index")
     } else if let Some(split) = m.get("split") {
         if g.op(split.node).and_then(|o| o.attrs.int("axis")).unwrap_or(0) != 0
-            || g.get(split.node).map(|n| n.outputs.len()) != Some(3)
+            || g.get(split.node).map(|n| n.outputs.len()) != Some(parts)
         {
-            return Err("Split in three on axis 0 expected".to_owned());
+            return Err(format!("Split in {parts} on axis 0 expected"));
         }
         Some(i64::from(split.port))
     } else {
-        sliced(g, m, int)
+        sliced(g, m, count, int)
     };
-    let index = index.and_then(|i| usize::try_from(if i < 0 { i + 3 } else { i }).ok()).filter(|&i| i < 3);
+    let index = index.and_then(|i| usize::try_from(if i < 0 { i + count } else { i }).ok()).filter(|&i| i < parts);
     let index = index.ok_or("one of q, k, v at a constant index expected")?;
-    let shape = g.constant(m.value("shape")).and_then(|t| t.to_i64().ok()).unwrap_or_default();
-    let [batch, tokens, 3, heads, head_dim] = shape[..] else {
-        return Err(format!("Reshape to [batch, tokens, 3, heads, width] expected, found {shape:?}"));
-    };
     let w = g.constant(m.value("w")).ok_or("constant weights expected")?;
     // One of the two may be left to be computed.
-    let third = w.shape.get(1).and_then(|&n| i64::try_from(n / 3).ok()).unwrap_or(0);
+    let part = w.shape.get(1).and_then(|&n| i64::try_from(n / parts).ok()).unwrap_or(0);
     let (heads, head_dim) = match (heads, head_dim) {
-        (-1, d) if d > 0 => (third / d, d),
-        (h, -1) if h > 0 => (h, third / h),
+        (-1, d) if d > 0 => (part / d, d),
+        (h, -1) if h > 0 => (h, part / h),
         known => known,
     };
     let width = heads.checked_mul(head_dim).and_then(|w| usize::try_from(w).ok()).unwrap_or(0);
-    let joint = width.checked_mul(3).filter(|&n| n > 0);
+    let joint = width.checked_mul(parts).filter(|&n| n > 0);
     if joint.is_none() || w.shape.get(1).copied() != joint {
-        return Err(format!("weights [in, 3 × {heads} × {head_dim}] expected, found {:?}", w.shape));
+        return Err(format!("weights [in, {parts} × {heads} × {head_dim}] expected, found {:?}", w.shape));
     }
     let text = |e: crate::ir::TensorError| e.to_string();
     let bias = m.get("bias").and_then(|b| g.constant(b));
     Ok(Selection {
-        part: ["q", "k", "v"][index],
+        part: names[index],
         shape: [batch, tokens, heads, head_dim],
         w: weights::columns(w, index * width, width).map_err(text)?,
         bias: bias.map(|b| weights::columns(b, index * width, width)).transpose().map_err(text)?,
     })
 }
 
-/// The index that a Slice of length one along axis 0 of three picks.
-fn sliced(g: &Graph, m: &Match, int: impl Fn(&str) -> Option<i64>) -> Option<i64> {
+/// The index that a Slice of length one along axis 0 of `count` picks.
+fn sliced(g: &Graph, m: &Match, count: i64, int: impl Fn(&str) -> Option<i64>) -> Option<i64> {
     let steps = m.get("slice").and_then(|v| g.input(v.node, 4));
     let unit = steps.is_none_or(|v| g.constant(v).is_some_and(|t| t.to_i64().ok().as_deref() == Some(&[1])));
-    let place = |i: i64| if i < 0 { i.saturating_add(3) } else { i.min(3) };
+    let place = |i: i64| if i < 0 { i.saturating_add(count) } else { i.min(count) };
     let (start, end) = (place(int("start")?), place(int("end")?));
     (unit && int("axis") == Some(0) && start + 1 == end).then_some(start)
 }
@@ -275,14 +291,46 @@ fn build_selection(edit: &mut Edit<'_>, m: &Match, s: Selection) -> Value {
 fn scaled_scores() -> Pat {
     let product = op("MatMul", [var("x"), konst("w")]).named("product");
     let linear = any_of([op("Add", [product.clone(), konst("bias")]), product]).named("linear");
-    let q = op("Transpose", [op("Reshape", [linear, konst("shape")]).named("heads")]).named("q");
-    op("Mul", [op("MatMul", [q, var("kt")]).named("scores"), scalar("c")])
+    // A LayerNormalization of q is scaled by its γ and β.
+    let normed = op("LayerNormalization", [var("x"), konst("w"), konst("bias")]).named("linear");
+    let rms_normed = op("RMSNormalization", [var("x"), konst("w")]).named("linear");
+    // All that may lie between is linear in q: heads, a rotary embedding.
+    let q = chain("path", linear_in_q(), any_of([linear, normed, rms_normed]));
+    let scores = op("MatMul", [q, var("kt")]).named("scores");
+    // Talking heads have transposed the scores before they are scaled.
+    let moved = op("Transpose", [scores.clone()]).named("moved");
+    op("Mul", [any_of([scores, moved]), scalar("c")])
+}
+
+/// Operators that a factor passes through.
+fn linear_in_q() -> [Pat; 10] {
+    [
+        op("Reshape", [rest()]),
+        op("Transpose", [rest()]),
+        op("Unsqueeze", [rest()]),
+        op("Squeeze", [rest()]),
+        op("Slice", [rest()]),
+        op("Split", [rest()]),
+        op("Neg", [rest()]),
+        commute("Mul", rest(), constant()),
+        op("Concat", [rest(), rest()]),
+        op("Add", [rest(), rest()]),
+    ]
 }
 
 fn check_scaled_scores(facts: Facts<'_>, m: &Match) -> Result<(Tensor, Option<Tensor>), String> {
     let g = facts.graph;
-    for name in ["q", "heads", "linear", "product", "scores"] {
-        let value = m.value(name);
+    let inside: Vec<Value> = ["product", "linear"].iter().filter_map(|n| m.get(n)).chain(m.list("path")).collect();
+    let scores = m.value("scores");
+    let reader_inside = |n: NodeId| n == scores.node || inside.iter().any(|v| v.node == n);
+    // A Split has outputs that are not q's.
+    let outputs = |v: &Value| (0..g.get(v.node).map_or(0, |n| n.outputs.len() as u32)).map(|port| Value { port, ..*v }).collect();
+    for value in inside.iter().flat_map(|v| -> Vec<Value> { outputs(v) }) {
+        if g.is_output(value) || g.uses(value).iter().any(|u| !reader_inside(u.node)) {
+            return Err(format!("'{}' to be read for the scores only expected, so that q alone can be scaled", g.value_name(value)));
+        }
+    }
+    for value in [Some(scores), m.get("moved")].into_iter().flatten() {
         if g.use_count(value) != 1 {
             return Err(format!("'{}' to be read once expected, so that q alone can be scaled", g.value_name(value)));
         }
@@ -293,8 +341,17 @@ fn check_scaled_scores(facts: Facts<'_>, m: &Match) -> Result<(Tensor, Option<Te
     Ok((w, scaled("bias").map_err(|e| e.to_string())?))
 }
 
+/// A learnt query that a fixed batch has left constant, with its factor.
+fn check_scaled_query(facts: Facts<'_>, m: &Match) -> Result<Tensor, String> {
+    facts.same_shape(m, "kt")?;
+    let query = facts.graph.constant(m.value("query")).filter(|t| t.shape.len() > 2).ok_or("a learnt query expected")?;
+    weights::scaled(query, constant_of(facts, m, "c")?).map_err(|e| e.to_string())
+}
+
 fn build_scaled_scores(edit: &mut Edit<'_>, m: &Match, (w, bias): (Tensor, Option<Tensor>)) -> Value {
-    let at = m.value("product").node;
+    let linear = m.value("linear");
+    // The product of a Linear, or the LayerNormalization.
+    let (at, bias_port) = m.get("product").map_or((linear.node, 2), |p| (p.node, 1));
     let replace = |edit: &mut Edit<'_>, node, port, old: Value, tensor| {
         let name = format!("{}.scaled", edit.value_name(old));
         let new = edit.add_init(at, &name, tensor);
@@ -302,14 +359,14 @@ fn build_scaled_scores(edit: &mut Edit<'_>, m: &Match, (w, bias): (Tensor, Optio
     };
     replace(edit, at, 1, m.value("w"), w);
     if let Some(bias) = bias {
-        replace(edit, m.value("linear").node, 1, m.value("bias"), bias);
+        replace(edit, linear.node, bias_port, m.value("bias"), bias);
     }
     // None of them is what the file called by its name any more.
-    let mut values = ["product", "linear", "heads", "q"].map(|n| m.value(n)).to_vec();
+    let mut values: Vec<Value> = m.get("product").into_iter().chain([linear]).chain(m.list("path")).collect();
     values.dedup();
     for value in values {
         let stem = format!("{}.scaled", edit.value_name(value));
         edit.rename(value, &stem);
     }
-    m.value("scores")
+    m.get("moved").unwrap_or_else(|| m.value("scores"))
 }

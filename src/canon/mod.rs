@@ -6,7 +6,9 @@
 //! into q's weights. A BatchNormalization behind a convolution or Linear is part of its weights.
 
 mod attention;
+mod axis;
 mod batch_norm;
+mod broadcast;
 pub mod fold;
 mod gelu;
 mod hard_swish;
@@ -16,6 +18,8 @@ mod linear;
 mod norm;
 mod opset;
 mod pool;
+mod split;
+mod sum;
 mod weights;
 
 use std::collections::BTreeMap;
@@ -94,9 +98,13 @@ pub fn canonicalise_by(model: &mut Model, stages: &[Vec<Rule>]) -> Result<CanonR
 pub fn fuse_rules() -> Vec<Rule> {
     let families = [
         norm::rules(),
+        axis::rules(),
+        broadcast::rules(),
         gelu::rules(),
         hard_swish::rules(),
         linear::rules(),
+        split::rules(),
+        sum::rules(),
         layer_scale::rules(),
         batch_norm::rules(),
         pool::rules(),

@@ -79,7 +79,7 @@ fn framed(source: &Source) -> String {
     let mut frames: BTreeMap<NodeId, String> = BTreeMap::new();
     for block in &source.vit.blocks {
         // A block is what lies between its input and its output.
-        let (Some(from), Some(to)) = (graph.value(&block.attention.x), graph.value(&block.mlp.output)) else { continue };
+        let (Some(from), Some(to)) = (graph.value(&block.x), graph.value(&block.output)) else { continue };
         let mut seen = BTreeSet::from([from.node]);
         let mut stack = vec![to.node];
         while let Some(id) = stack.pop() {

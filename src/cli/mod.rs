@@ -4,6 +4,7 @@
 //! error. Exit code 0 is success, 1 an error, 2 a usage error, 130 Ctrl-C.
 
 mod calibrate;
+mod canon;
 mod compile;
 mod completions;
 mod diff;
@@ -67,6 +68,7 @@ enum Color {
 enum Command {
     Compile(compile::Args),
     Inspect(inspect::Args),
+    Canon(canon::Args),
     Calibrate(calibrate::Args),
     Merge(merge::Args),
     Plan(plan::Args),
@@ -117,6 +119,7 @@ fn dispatch(command: Command, terminal: &Terminal) -> Result<(), CliError> {
     match command {
         Command::Compile(args) => compile::run(args, terminal),
         Command::Inspect(args) => inspect::run(&args, terminal),
+        Command::Canon(args) => canon::run(&args, terminal),
         Command::Calibrate(args) => calibrate::run(&args, terminal),
         Command::Merge(args) => merge::run(&args, terminal),
         Command::Plan(args) => plan::run(&args, terminal),

@@ -26,6 +26,10 @@ pub(super) enum PatNode {
     Op { op_type: &'static str, inputs: Vec<Pat>, commute: bool, port: Option<u32>, check: Option<AttrCheck> },
     /// The first alternative that lets the rest match.
     Any(Vec<Pat>),
+    /// `inner` behind any number of steps.
+    Chain { steps: Vec<Pat>, inner: Box<Pat> },
+    /// Inside a step: what the step does something to, the rest of the chain.
+    Hole,
 }
 
 /// Any value, bound to a name.
@@ -76,6 +80,22 @@ pub fn any_of<const N: usize>(alternatives: [Pat; N]) -> Pat {
     Pat { node: PatNode::Any(alternatives.into()), name: None }
 }
 
+/// `inner` behind any number of steps, none included; [`rest`] in a step stands for what the step is applied to. The values
+/// that steps make are listed under the chain's name ([`Match::list`](super::Match::list)).
+pub fn chain<const N: usize>(name: &'static str, steps: [Pat; N], inner: Pat) -> Pat {
+    Pat { node: PatNode::Chain { steps: steps.into(), inner: Box::new(inner) }, name: Some(name) }
+}
+
+/// In a step of a [`chain`]: what the step is applied to. A step may say it more than once; all must lead to the same `inner`.
+pub fn rest() -> Pat {
+    Pat { node: PatNode::Hole, name: None }
+}
+
+/// Any constant, not bound to a name: what steps of a chain read besides the chain.
+pub fn constant() -> Pat {
+    Pat { node: PatNode::Const(|_| Ok(()), "a constant"), name: None }
+}
+
 impl Pat {
     /// Binds the value to a name.
     #[must_use]
@@ -108,6 +128,10 @@ impl Pat {
             PatNode::Op { op_type, .. } => Some(vec![op_type]),
             PatNode::Any(alternatives) => {
                 alternatives.iter().map(Pat::roots).collect::<Option<Vec<_>>>().map(|v| v.into_iter().flatten().collect())
+            }
+            PatNode::Chain { steps, inner } => {
+                let all = steps.iter().chain([inner.as_ref()]);
+                all.map(Pat::roots).collect::<Option<Vec<_>>>().map(|v| v.into_iter().flatten().collect())
             }
             _ => None,
         }

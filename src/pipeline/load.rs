@@ -84,6 +84,7 @@ impl Source {
         ModelFacts {
             digest: self.digest.to_string(),
             sites: self.vit.sites.clone(),
+            multiplied: self.vit.multiplied.clone(),
             constants: self.vit.sites.iter().filter(|s| s.weight).flat_map(|s| &s.values).filter_map(constant).collect(),
         }
     }

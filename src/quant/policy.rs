@@ -1,6 +1,6 @@
 //! Statistics, configuration and target rules become a plan.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::params::{affine_scheme, ptf_scheme, range};
 use super::plan::{Codes, FloatSite, PLAN_VERSION, QuantPlan, Scheme, SitePlan};
@@ -18,6 +18,8 @@ pub struct ModelFacts {
     pub digest: String,
     /// The sites.
     pub sites: Vec<SiteRef>,
+    /// Full names of the sites that a MatMul or convolution reads.
+    pub multiplied: BTreeSet<String>,
     /// The constants that are sites, by name.
     pub constants: BTreeMap<String, Tensor>,
 }
@@ -88,7 +90,7 @@ pub fn make_plan(facts: &ModelFacts, stats: &Stats, config: &Config, target: Tar
     };
     for site in &facts.sites {
         let cfg = config.resolve(site.block, site.site.name());
-        let reason = if cfg.float { Some("the configuration says so") } else { target.keeps_float(site) };
+        let reason = if cfg.float { Some("the configuration says so") } else { target.keeps_float(site, facts.multiplied.contains(&site.full_name())) };
         if let Some(reason) = reason {
             plan.float.push(FloatSite { name: site.full_name(), site: site.site, reason: reason.to_owned() });
             continue;
@@ -156,7 +158,12 @@ fn activation(
         }
         // Few log2 codes span the probabilities; as many uniform ones would not.
         let codes = if cfg.method == Method::Log2 { Codes { bits: codes.bits.max(8), ..codes } } else { codes };
-        let range = range(seen, cfg).map_err(failed)?;
+        let mut range = range(seen, cfg).map_err(failed)?;
+        if site.observe.is_some() {
+            // What a mask hides must lie below all that it leaves: e^-12 of the largest probability is none of 8 bits.
+            const HIDDEN: f64 = 12.0;
+            range.lo -= HIDDEN;
+        }
         let symmetric = cfg.symmetric && !of_weights;
         affine_scheme(range, codes, symmetric)
     };

@@ -24,6 +24,10 @@ pub struct Interface {
 pub struct BlockRow {
     /// Its place in the data flow, from 0.
     pub index: usize,
+    /// How it is built: `pre-norm`, `post-norm`, `parallel`, `pooling`.
+    pub kind: String,
+    /// What it has that a plain block has not: `windows`, `position bias`, `gated`, ….
+    pub features: Vec<String>,
     /// Attention heads.
     pub heads: usize,
     /// Width of a head.
@@ -77,19 +81,19 @@ pub struct InspectSummary {
     pub ops_left_alone: BTreeMap<String, usize>,
 }
 
-/// Blocks of a canonical graph as rows.
-fn blocks(graph: &Graph, vit: &Vit) -> Vec<BlockRow> {
-    let shape = |name: &str| graph.value(name).and_then(|v| graph.constant(v)).map(|t| t.shape.clone()).unwrap_or_default();
+/// Blocks as rows.
+fn blocks(vit: &Vit) -> Vec<BlockRow> {
     let to_row = |b: &Block| {
-        let fc1 = shape(&b.mlp.fc1.weight);
-        let (dim, hidden) = (fc1.first().copied().unwrap_or(0), fc1.last().copied().unwrap_or(0));
+        let attention = b.attentions.first();
         BlockRow {
             index: b.index,
-            heads: b.attention.heads,
-            head_dim: b.attention.head_dim,
-            dim,
-            mlp_ratio: if dim == 0 { 0.0 } else { hidden as f64 / dim as f64 },
-            activation: b.mlp.act_op.clone(),
+            kind: b.kind.to_owned(),
+            features: b.features().into_iter().map(str::to_owned).collect(),
+            heads: attention.map_or(0, |a| a.heads),
+            head_dim: attention.map_or(0, |a| a.head_dim),
+            dim: b.dim,
+            mlp_ratio: b.mlp_ratio,
+            activation: b.mlps.first().map(|m| m.act_op.clone()).unwrap_or_default(),
             sites: vit.sites.iter().filter(|s| s.block == Some(b.index)).count(),
         }
     };
@@ -101,10 +105,7 @@ fn covered<'a>(graph: &'a Graph, vit: &'a Vit) -> BTreeSet<&'a str> {
     let mut names: BTreeSet<&str> = vit.sites.iter().flat_map(|s| &s.values).map(String::as_str).collect();
     names.extend(vit.general.inner.iter().map(String::as_str));
     for b in &vit.blocks {
-        for l in b.attention.qkv.iter().chain([&b.attention.proj, &b.mlp.fc1, &b.mlp.fc2]) {
-            names.extend([l.product.as_str(), l.output.as_str()]);
-        }
-        names.extend(b.mlp.gate.iter().map(String::as_str));
+        names.extend(b.inner().map(String::as_str));
     }
     // A Linear outside the blocks is a site by its sum; its product belongs to it.
     let products = |name: &&str| -> Option<&'a str> {
@@ -149,7 +150,7 @@ pub fn inspect(path: &str, bytes: u64, original: &Model, canonical: &Model, vit:
         outputs: graph.outputs().iter().map(|&v| interface(v)).collect(),
         parameters: graph.node_ids().into_iter().map(elements).sum(),
         quantised: false,
-        blocks: blocks(&canonical.graph, vit),
+        blocks: blocks(vit),
         convolutions: vit.general.convolutions,
         linears: vit.general.linears,
         sites: vit.sites.iter().map(crate::vit::SiteRef::full_name).collect(),
@@ -218,7 +219,7 @@ impl InspectSummary {
     fn table(&self) -> Table {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        table.set_header(["block", "heads", "head dim", "dim", "MLP ratio", "activation", "sites"]);
+        table.set_header(["block", "kind", "heads", "head dim", "dim", "MLP ratio", "activation", "sites"]);
         let same = |a: &BlockRow, b: &BlockRow| BlockRow { index: 0, ..a.clone() } == BlockRow { index: 0, ..b.clone() };
         let mut rest = self.blocks.as_slice();
         while let Some(first) = rest.first() {
@@ -226,6 +227,7 @@ impl InspectSummary {
             let name = if n == 1 { first.index.to_string() } else { format!("{}-{}", first.index, first.index + n - 1) };
             let cells = [
                 name,
+                [&[first.kind.clone()], first.features.as_slice()].concat().join(", "),
                 first.heads.to_string(),
                 first.head_dim.to_string(),
                 first.dim.to_string(),
@@ -236,7 +238,7 @@ impl InspectSummary {
             table.add_row(cells);
             rest = rest.get(n..).unwrap_or_default();
         }
-        for column in table.column_iter_mut().skip(1).take(4) {
+        for column in table.column_iter_mut().skip(2).take(4) {
             column.set_cell_alignment(CellAlignment::Right);
         }
         table
