@@ -70,8 +70,7 @@ fn every_site_of_every_block_is_found() {
     let wanted: BTreeMap<_, _> = blocks.chain(outside.iter().map(|&(s, w)| ((None, s, w), 1))).collect();
     assert_eq!(counts, wanted);
     // The others are of families with more between attention and MLP.
-    const ELSEWHERE: [&str; 7] =
-        ["qk_norm", "qk_rope", "talking_heads", "talking_output", "attn_norm", "mlp_gate", "mlp_norm"];
+    const ELSEWHERE: [&str; 7] = ["qk_norm", "qk_rope", "talking_heads", "talking_output", "attn_norm", "mlp_gate", "mlp_norm"];
     let of_blocks: Vec<&Site> = Site::ALL.iter().filter(|s| !s.is_general() && !ELSEWHERE.contains(&s.name())).collect();
     assert!(of_blocks.len() == 22 && of_blocks.into_iter().all(|s| vit.sites.iter().any(|r| r.site == *s)));
     assert!(vit.general.is_empty(), "nothing is left for the general rules: {:?}", vit.general);

@@ -327,7 +327,10 @@ fn check_scaled_scores(facts: Facts<'_>, m: &Match) -> Result<(Tensor, Option<Te
     let outputs = |v: &Value| (0..g.get(v.node).map_or(0, |n| n.outputs.len() as u32)).map(|port| Value { port, ..*v }).collect();
     for value in inside.iter().flat_map(|v| -> Vec<Value> { outputs(v) }) {
         if g.is_output(value) || g.uses(value).iter().any(|u| !reader_inside(u.node)) {
-            return Err(format!("'{}' to be read for the scores only expected, so that q alone can be scaled", g.value_name(value)));
+            return Err(format!(
+                "'{}' to be read for the scores only expected, so that q alone can be scaled",
+                g.value_name(value)
+            ));
         }
     }
     for value in [Some(scores), m.get("moved")].into_iter().flatten() {

@@ -45,7 +45,11 @@ fn check_rms(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
         Some(channels) if gamma == [channels] => {}
         channels => return Err(format!("gamma for {channels:?} channels expected, found a constant of shape {gamma:?}")),
     }
-    facts.graph.constant(m.value("eps")).and_then(|t| t.scalar_f32()).ok_or_else(|| "the epsilon must be a float constant".to_owned())
+    facts
+        .graph
+        .constant(m.value("eps"))
+        .and_then(|t| t.scalar_f32())
+        .ok_or_else(|| "the epsilon must be a float constant".to_owned())
 }
 
 /// (x − mean) / sqrt(mean((x − mean)²) + eps) · gamma + beta, as TorchScript writes it up to opset 16.

@@ -16,21 +16,15 @@ pub(super) fn rules() -> Vec<Rule> {
             let name = edit.value_name(m.root()).to_owned();
             edit.add(m.root().node, NewOp::std("Add", &name).inputs([m.value("a"), m.value("b")]))
         }),
-        Rule::new(
-            "scale-of-sum",
-            "",
-            commute("Mul", two_linears, konst("gamma")),
-            check_scaled,
-            |edit, m, ()| {
-                let (at, name) = (m.root().node, edit.value_name(m.root()).to_owned());
-                let mut scaled = |part: &str| -> Value {
-                    let new = NewOp::std("Mul", &format!("{name}_{part}"));
-                    edit.add(at, new.inputs([m.value(part), m.value("gamma")]))
-                };
-                let (a, b) = (scaled("a"), scaled("b"));
-                edit.add(at, NewOp::std("Add", &name).inputs([a, b]))
-            },
-        ),
+        Rule::new("scale-of-sum", "", commute("Mul", two_linears, konst("gamma")), check_scaled, |edit, m, ()| {
+            let (at, name) = (m.root().node, edit.value_name(m.root()).to_owned());
+            let mut scaled = |part: &str| -> Value {
+                let new = NewOp::std("Mul", &format!("{name}_{part}"));
+                edit.add(at, new.inputs([m.value(part), m.value("gamma")]))
+            };
+            let (a, b) = (scaled("a"), scaled("b"));
+            edit.add(at, NewOp::std("Add", &name).inputs([a, b]))
+        }),
     ]
 }
 

@@ -34,8 +34,7 @@ pub struct Preprocessing {
     pub exif_orientation: Option<bool>,
 }
 
-const KEYS: [&str; 8] =
-    ["preset", "input_size", "interpolation", "crop_mode", "crop_pct", "mean", "std", "exif_orientation"];
+const KEYS: [&str; 8] = ["preset", "input_size", "interpolation", "crop_mode", "crop_pct", "mean", "std", "exif_orientation"];
 /// timm's DEFAULT_CROP_PCT.
 const TIMM_CROP_PCT: f64 = 0.875;
 /// Keys that only a `preprocessor_config.json` has.
@@ -179,7 +178,9 @@ impl Reader<'_> {
             Some((key, value)) => self.boolean(key, value),
             None => Ok(default),
         };
-        let refuse = |node: &Node, what: &str| Err(self.error(node.line, format!("{what} is not supported: give an .npy of preprocessed samples.")));
+        let refuse = |node: &Node, what: &str| {
+            Err(self.error(node.line, format!("{what} is not supported: give an .npy of preprocessed samples.")))
+        };
         let mut p = Preprocessing { preset: Some("none".to_owned()), ..Preprocessing::default() };
         if !flag("do_rescale", true)? {
             return refuse(root, "`do_rescale: false` (values from 0 to 255)");

@@ -65,12 +65,7 @@ pub fn match_value<'g>(graph: &'g Graph, pattern: &'g Pat, value: Value) -> Resu
 ///
 /// # Errors
 /// As [`match_value`].
-pub fn match_given<'g>(
-    graph: &'g Graph,
-    pattern: &'g Pat,
-    value: Value,
-    given: &[(&'static str, Value)],
-) -> Result<Match, Miss> {
+pub fn match_given<'g>(graph: &'g Graph, pattern: &'g Pat, value: Value, given: &[(&'static str, Value)]) -> Result<Match, Miss> {
     let mut state = State {
         graph,
         bound: given.to_vec(),

@@ -1,7 +1,10 @@
 //! The attention branch: its pattern, and the sites inside it.
 
 use super::Site;
-use super::parts::{Linear, LinearNames, NORMS, Names, Part, another_norm, linear, moves, normed_branch, normed_input, over_last_axis, plain_input, runs};
+use super::parts::{
+    Linear, LinearNames, NORMS, Names, Part, another_norm, linear, moves, normed_branch, normed_input, over_last_axis,
+    plain_input, runs,
+};
 use crate::ir::{Graph, Op, Tensor, Value};
 use crate::pattern::{Match, Pat, any_of, chain, commute, constant, konst, op, rest};
 
@@ -362,10 +365,9 @@ pub(super) fn way_back(n: &Names<'_>, last: &Linear, output: Site, norm: Site) -
     let from = |first: String, rest: Vec<String>| [first].into_iter().chain(rest).collect();
     match n.get("post_norm") {
         None => vec![Part::values(output, None, from(last.output.clone(), back))],
-        Some(normed) => vec![
-            Part::values(output, None, from(last.output.clone(), unwindowed)),
-            Part::values(norm, None, from(normed, back)),
-        ],
+        Some(normed) => {
+            vec![Part::values(output, None, from(last.output.clone(), unwindowed)), Part::values(norm, None, from(normed, back))]
+        }
     }
 }
 

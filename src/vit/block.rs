@@ -98,7 +98,8 @@ impl Search<'_> {
     /// is no term; a class token is.
     fn terms(&self, sum: Value) -> Option<(Vec<Value>, Vec<Value>)> {
         let operands: Vec<Value> = self.graph.inputs_of(sum.node).into_iter().flatten().collect();
-        let sums = self.graph.is_op(sum.node, "Add") && operands.iter().all(|v| self.graph.constant(*v).is_none_or(|t| t.shape.len() > 1));
+        let sums = self.graph.is_op(sum.node, "Add")
+            && operands.iter().all(|v| self.graph.constant(*v).is_none_or(|t| t.shape.len() > 1));
         sums.then(|| {
             let (mut terms, mut inner) = (Vec::new(), Vec::new());
             for v in operands {
@@ -206,8 +207,14 @@ impl Search<'_> {
             let Ok(m) = match_value(graph, &self.forms.pooling, value) else { continue };
             let Some(found) = attention::of(graph, &m) else { continue };
             self.covered.insert(m.value("probabilities").node);
-            let half =
-                Half { x: m.value("x"), sum: value, partial: Vec::new(), attentions: vec![found], mlps: Vec::new(), joined: None };
+            let half = Half {
+                x: m.value("x"),
+                sum: value,
+                partial: Vec::new(),
+                attentions: vec![found],
+                mlps: Vec::new(),
+                joined: None,
+            };
             self.halves.push(half);
         }
     }
@@ -423,9 +430,8 @@ impl Listed {
         if values.is_empty() {
             return;
         }
-        let taken = |name: &Option<String>| {
-            self.sites.iter().any(|s| (s.site, s.weight, &s.part) == (part.site, part.weight, name))
-        };
+        let taken =
+            |name: &Option<String>| self.sites.iter().any(|s| (s.site, s.weight, &s.part) == (part.site, part.weight, name));
         let named = |n: usize| match (&part.part, n) {
             (part, 1) => part.clone(),
             (None, n) => Some(n.to_string()),

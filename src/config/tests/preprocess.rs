@@ -51,15 +51,30 @@ fn timms_config_json() {
 fn a_preprocessor_config_json() {
     let vit = r#"{"do_normalize": true, "do_rescale": true, "do_resize": true, "image_mean": [0.5, 0.5, 0.5], "image_processor_type": "ViTImageProcessor",
         "image_std": [0.5, 0.5, 0.5], "resample": 2, "rescale_factor": 0.00392156862745098, "size": {"height": 224, "width": 224}}"#;
-    let squash = Preprocess { crop_pct: 1.0, crop_mode: CropMode::Squash, interpolation: Interpolation::Bilinear, ..Preprocess::inception(224) };
+    let squash = Preprocess {
+        crop_pct: 1.0,
+        crop_mode: CropMode::Squash,
+        interpolation: Interpolation::Bilinear,
+        ..Preprocess::inception(224)
+    };
     assert_eq!(of("preprocessor_config.json", vit), squash);
     assert_eq!(of("p.json", &vit.replace(r#"{"height": 224, "width": 224}"#, "224")), squash);
     let clip = r#"{"crop_size": {"height": 224, "width": 224}, "do_center_crop": true, "do_normalize": true, "do_resize": true,
         "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711], "resample": 3, "size": {"shortest_edge": 224}}"#;
     let p = of("p.json", clip);
-    assert_eq!(p, Preprocess { crop_pct: 1.0, mean: [0.481_454_66, 0.457_827_5, 0.408_210_73], std: [0.268_629_54, 0.261_302_58, 0.275_777_11], ..Preprocess::clip(224) });
+    assert_eq!(
+        p,
+        Preprocess {
+            crop_pct: 1.0,
+            mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
+            std: [0.268_629_54, 0.261_302_6, 0.275_777_1],
+            ..Preprocess::clip(224)
+        }
+    );
     for (crop, resized) in [(224, 256), (224, 248), (299, 341), (518, 592), (100, 3)] {
-        let text = clip.replace("224, \"width\": 224", &format!("{crop}, \"width\": {crop}")).replace("edge\": 224", &format!("edge\": {resized}"));
+        let text = clip
+            .replace("224, \"width\": 224", &format!("{crop}, \"width\": {crop}"))
+            .replace("edge\": 224", &format!("edge\": {resized}"));
         match parse_preprocessing("p.json", &text) {
             Ok(p) => {
                 let p = p.resolve(crop).unwrap();
