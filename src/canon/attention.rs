@@ -9,7 +9,7 @@ pub(super) fn rules() -> Vec<Rule> {
         Rule::new(
             "attention-op",
             "Attention",
-            op("Attention", [var("q"), var("k"), var("v")]),
+            op("Attention", [var("q"), var("k"), var("v")]).form("Attention"),
             check_attention_op,
             build_attention_op,
         ),
@@ -17,12 +17,12 @@ pub(super) fn rules() -> Vec<Rule> {
         Rule::new(
             "scale-out-of-transpose",
             "",
-            op("Transpose", [times_scalar(var("x"))]).named("t"),
+            op("Transpose", [times_scalar(var("x")).form("Mul before Transpose").named("factor")]).named("t"),
             factor,
             build_scale_after_transpose,
         ),
         Rule::new("merge-scales", "", times_scalar_as(times_scalar(product()), "c2"), two_factors, build_scale),
-        Rule::new("scale-as-mul", "", op("Div", [product(), scalar("c")]), divisor, build_scale),
+        Rule::new("scale-as-mul", "", op("Div", [product(), scalar("c")]).form("Div on scores"), divisor, build_scale),
         Rule::new("separate-qkv", "Split", selection(), check_selection, build_selection),
         Rule::new("fold-scale-into-q", "", scaled_scores(), check_scaled_scores, build_scaled_scores),
         Rule::new(
@@ -111,8 +111,13 @@ fn build_attention_op(edit: &mut Edit<'_>, m: &Match, scale: f32) -> Value {
 // Scales travel outwards until one sits between the scores and the softmax.
 
 fn scaled_operand() -> Pat {
-    let by = |p: Pat| any_of([times_scalar(p.clone()), op("Div", [p, scalar("d")])]);
-    any_of([op("MatMul", [by(var("a")), var("b")]), op("MatMul", [var("a"), by(var("b"))])])
+    let by = |p: Pat, [mul, div]: [&'static str; 2]| {
+        any_of([times_scalar(p.clone()).form(mul), op("Div", [p, scalar("d")]).form(div)]).named("factor")
+    };
+    any_of([
+        op("MatMul", [by(var("a"), ["Mul on q", "Div on q"]), var("b")]),
+        op("MatMul", [var("a"), by(var("b"), ["Mul on k", "Div on k"])]),
+    ])
 }
 
 fn different_operands(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
@@ -134,13 +139,24 @@ fn different_operands(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
 fn build_scale_after_matmul(edit: &mut Edit<'_>, m: &Match, c: f32) -> Value {
     let at = m.root().node;
     let name = edit.value_name(m.root()).to_owned();
-    let product = edit.add(at, NewOp::std("MatMul", &format!("{name}_unscaled")).inputs([m.value("a"), m.value("b")]));
-    scale(edit, at, &name, product, c)
+    let new = like(edit, at, "MatMul", &format!("{name}_unscaled"));
+    let product = edit.add(at, new.inputs([m.value("a"), m.value("b")]));
+    scale(edit, m, product, c)
 }
 
-fn scale(edit: &mut Edit<'_>, at: crate::ir::NodeId, name: &str, x: Value, c: f32) -> Value {
+/// An operator in the place of another, whose name it takes over so that messages speak of what the file has.
+fn like(edit: &Edit<'_>, old: NodeId, op_type: &str, output: &str) -> NewOp {
+    let name = edit.op(old).map(|op| op.name.as_str()).filter(|n| !n.is_empty()).unwrap_or(output);
+    NewOp::std(op_type, name).output(output)
+}
+
+/// The factor, behind what it was a part of.
+fn scale(edit: &mut Edit<'_>, m: &Match, x: Value, c: f32) -> Value {
+    let (at, name) = (m.root().node, edit.value_name(m.root()).to_owned());
+    let from = m.get("factor").unwrap_or(m.root()).node;
+    let new = like(edit, from, "Mul", &format!("{name}_scaled"));
     let c = edit.add_init(at, &format!("{name}_scale"), float(c));
-    edit.add(at, NewOp::std("Mul", &format!("{name}_scaled")).inputs([x, c]))
+    edit.add(at, new.inputs([x, c]))
 }
 
 fn factor(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
@@ -152,8 +168,9 @@ fn build_scale_after_transpose(edit: &mut Edit<'_>, m: &Match, c: f32) -> Value 
     let at = m.root().node;
     let name = edit.value_name(m.root()).to_owned();
     let attrs = edit.op(at).map(|o| o.attrs.clone()).unwrap_or_default();
-    let t = edit.add(at, NewOp::std("Transpose", &format!("{name}_unscaled")).input(m.value("x")).attrs(attrs));
-    scale(edit, at, &name, t, c)
+    let new = like(edit, at, "Transpose", &format!("{name}_unscaled"));
+    let t = edit.add(at, new.input(m.value("x")).attrs(attrs));
+    scale(edit, m, t, c)
 }
 
 fn two_factors(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
@@ -168,8 +185,7 @@ fn divisor(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
 }
 
 fn build_scale(edit: &mut Edit<'_>, m: &Match, c: f32) -> Value {
-    let name = edit.value_name(m.root()).to_owned();
-    scale(edit, m.root().node, &name, m.value("product"), c)
+    scale(edit, m, m.value("product"), c)
 }
 
 // q, k or v picked from one joint Linear becomes a Linear of its own.
@@ -182,11 +198,14 @@ fn joint_linear() -> Pat {
 fn selection() -> Pat {
     let permuted = || op("Transpose", [op("Reshape", [joint_linear(), konst("shape")])]).named("permuted");
     any_of([
-        op("Gather", [permuted(), scalar("index")]).named("gather"),
-        op("Squeeze", [op("Split", [permuted()]).named("split"), konst("squeezed")]),
+        op("Gather", [permuted(), scalar("index")]).form("Gather").named("gather"),
+        op("Squeeze", [op("Split", [permuted()]).form("Split").named("split"), konst("squeezed")]),
         op(
             "Squeeze",
-            [op("Slice", [permuted(), scalar("start"), scalar("end"), scalar("axis")]).named("slice"), konst("squeezed")],
+            [
+                op("Slice", [permuted(), scalar("start"), scalar("end"), scalar("axis")]).form("Slice").named("slice"),
+                konst("squeezed"),
+            ],
         ),
     ])
 }
@@ -236,7 +255,9 @@ fn check_selection(facts: Facts<'_>, m: &Match) -> Result<Selection, String> {
         sliced(g, m, count, int)
     };
     let index = index.and_then(|i| usize::try_from(if i < 0 { i + count } else { i }).ok()).filter(|&i| i < parts);
-    let index = index.ok_or("one of q, k, v at a constant index expected")?;
+    let picker = ["gather", "split", "slice"].iter().find_map(|name| m.get(name)).unwrap_or(m.root());
+    let picks = || format!("one of q, k, v, picked at a constant place of axis 0, expected, found {}", g.describe(picker.node));
+    let index = index.ok_or_else(picks)?;
     let w = g.constant(m.value("w")).ok_or("constant weights expected")?;
     // One of the two may be left to be computed.
     let part = w.shape.get(1).and_then(|&n| i64::try_from(n / parts).ok()).unwrap_or(0);
@@ -299,7 +320,7 @@ fn scaled_scores() -> Pat {
     let scores = op("MatMul", [q, var("kt")]).named("scores");
     // Talking heads have transposed the scores before they are scaled.
     let moved = op("Transpose", [scores.clone()]).named("moved");
-    op("Mul", [any_of([scores, moved]), scalar("c")])
+    op("Mul", [any_of([scores, moved]), scalar("c")]).form("Mul on scores")
 }
 
 /// Operators that a factor passes through.
@@ -323,10 +344,12 @@ fn check_scaled_scores(facts: Facts<'_>, m: &Match) -> Result<(Tensor, Option<Te
     let inside: Vec<Value> = ["product", "linear"].iter().filter_map(|n| m.get(n)).chain(m.list("path")).collect();
     let scores = m.value("scores");
     let reader_inside = |n: NodeId| n == scores.node || inside.iter().any(|v| v.node == n);
-    // A Split has outputs that are not q's.
-    let outputs = |v: &Value| (0..g.get(v.node).map_or(0, |n| n.outputs.len() as u32)).map(|port| Value { port, ..*v }).collect();
-    for value in inside.iter().flat_map(|v| -> Vec<Value> { outputs(v) }) {
-        if g.is_output(value) || g.uses(value).iter().any(|u| !reader_inside(u.node)) {
+    // Every part that a Split on the way makes, too: k and v may be others of the same.
+    let ports = |id: NodeId| g.get(id).map_or(0, |n| n.outputs.len() as u32);
+    let made = inside.iter().flat_map(|v| (0..ports(v.node)).map(|port| Value { node: v.node, port }));
+    for value in made {
+        let ours = inside.contains(&value) || g.use_count(value) == 0;
+        if !ours || g.is_output(value) || g.uses(value).iter().any(|u| !reader_inside(u.node)) {
             return Err(format!(
                 "'{}' to be read for the scores only expected, so that q alone can be scaled",
                 g.value_name(value)
@@ -357,8 +380,14 @@ fn build_scaled_scores(edit: &mut Edit<'_>, m: &Match, (w, bias): (Tensor, Optio
     let (at, bias_port) = m.get("product").map_or((linear.node, 2), |p| (p.node, 1));
     let replace = |edit: &mut Edit<'_>, node, port, old: Value, tensor| {
         let name = format!("{}.scaled", edit.value_name(old));
-        let new = edit.add_init(at, &name, tensor);
-        edit.set_input(node, port, Some(new));
+        if edit.use_count(old) == 1 {
+            // Nothing else reads it: the unscaled copy goes at once, not only when the pass ends.
+            edit.set_tensor(old.node, tensor);
+            edit.rename(old, &name);
+        } else {
+            let new = edit.add_init(at, &name, tensor);
+            edit.set_input(node, port, Some(new));
+        }
     };
     replace(edit, at, 1, m.value("w"), w);
     if let Some(bias) = bias {

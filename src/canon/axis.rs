@@ -4,7 +4,7 @@ use crate::ir::{AttrValue, NewOp};
 use crate::pattern::{Facts, Match, Rule, any_of, op, var};
 
 pub(super) fn rules() -> Vec<Rule> {
-    let over_an_axis = any_of(["LayerNormalization", "RMSNormalization", "Softmax"].map(|name| op(name, [var("x")])));
+    let over_an_axis = any_of(["LayerNormalization", "RMSNormalization", "Softmax"].map(|name| op(name, [var("x")]).form(name)));
     vec![Rule::new("last-axis", "", over_an_axis, check, |edit, m, ()| {
         let (root, name) = (m.root(), edit.value_name(m.root()).to_owned());
         let Some(op) = edit.op(root.node).cloned() else { return root };

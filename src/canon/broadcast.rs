@@ -4,7 +4,7 @@ use crate::ir::{NewOp, Value};
 use crate::pattern::{Facts, Match, Rule, any_of, commute, op, var};
 
 pub(super) fn rules() -> Vec<Rule> {
-    let expanded = || op("Expand", [var("y"), var("shape")]).named("expanded");
+    let expanded = || op("Expand", [var("y"), var("shape")]).form("Expand").named("expanded");
     let elementwise = any_of([
         op("Div", [var("x"), expanded()]),
         op("Sub", [var("x"), expanded()]),

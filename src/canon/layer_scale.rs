@@ -9,7 +9,7 @@ pub(super) fn rules() -> Vec<Rule> {
     let product = op("MatMul", [var("x"), konst("w")]).named("product");
     let normed = op("LayerNormalization", [var("x"), konst("w"), konst("bias")]).named("norm");
     let linear = any_of([op("Add", [product.clone(), konst("bias")]), product, normed]).named("linear");
-    vec![Rule::new("layer-scale", "", commute("Mul", linear, konst("gamma")), check, |edit, m, (w, bias)| {
+    vec![Rule::new("layer-scale", "", commute("Mul", linear, konst("gamma")).form("LayerScale"), check, |edit, m, (w, bias)| {
         let (root, anchor) = (m.root(), m.root().node);
         let name = edit.value_name(root).to_owned();
         let init = |edit: &mut crate::ir::Edit<'_>, old: &str, tensor| {

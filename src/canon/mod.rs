@@ -25,7 +25,7 @@ mod weights;
 use std::collections::BTreeMap;
 
 use crate::ir::{AI_VITQ, Model, VerifyError};
-use crate::pattern::{self, NearMiss, Rule};
+use crate::pattern::{self, Forms, NearMiss, Rule};
 
 pub use crate::ir::CANONICAL_OPSET;
 
@@ -34,6 +34,8 @@ pub use crate::ir::CANONICAL_OPSET;
 pub struct CanonReport {
     /// How often each rule applied.
     pub applied: BTreeMap<&'static str, usize>,
+    /// How the exporter spelt what the rules rewrote.
+    pub forms: Forms,
     /// Places where a rule all but matched.
     pub near_misses: Vec<NearMiss>,
 }
@@ -82,7 +84,7 @@ pub fn canonicalise_by(model: &mut Model, stages: &[Vec<Rule>]) -> Result<CanonR
     opset::adapt(model)?;
     fold::fold(model)?;
     for stage in stages {
-        let (applied, misses) = pattern::run(&mut model.graph, CANONICAL_OPSET, stage)?;
+        let (applied, misses) = pattern::run(&mut model.graph, CANONICAL_OPSET, stage, &mut report.forms)?;
         for (name, n) in applied {
             *report.applied.entry(name).or_default() += n;
         }

@@ -30,7 +30,9 @@ fn rms_norm() -> Pat {
     let power = op("ReduceMean", [square]).named("variance");
     let deviation = || op("Sqrt", [commute("Add", power.clone(), scalar("eps"))]);
     let inverse = any_of([op("Reciprocal", [deviation()]), op("Div", [near(1.0), deviation()])]);
-    let normal = any_of([op("Div", [var("x"), deviation()]), commute("Mul", var("x"), inverse)]).named("normal");
+    let [div, mul] = ["ReduceMean, Sqrt, Div", "ReduceMean, Sqrt, Reciprocal"];
+    let normal =
+        any_of([op("Div", [var("x"), deviation()]).form(div), commute("Mul", var("x"), inverse).form(mul)]).named("normal");
     commute("Mul", normal, konst("gamma"))
 }
 
@@ -40,6 +42,12 @@ fn check_rms(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
         return Err("values whose mean was not subtracted expected: with that it is a LayerNormalization".to_owned());
     }
     last_axis_kept(facts, m.value("variance").node)?;
+    let (g, x) = (facts.graph, m.value("x").node);
+    // Inside a LayerNorm, whose bias comes later than this product.
+    let mean = g.input(x, 1).filter(|v| g.is_op(x, "Sub") && g.is_op(v.node, "ReduceMean"));
+    if mean.is_some_and(|mean| g.input(mean.node, 0) == g.input(x, 0)) {
+        return Err("a value that is not centred expected: this is a LayerNormalization's".to_owned());
+    }
     let gamma = facts.graph.constant(m.value("gamma")).map(|t| t.shape.clone()).unwrap_or_default();
     match facts.last_dim(m.value("x")) {
         Some(channels) if gamma == [channels] => {}
@@ -60,8 +68,8 @@ fn layer_norm() -> Pat {
     let variance = op("ReduceMean", [square]).named("variance");
     let deviation = || op("Sqrt", [commute("Add", variance.clone(), scalar("eps"))]);
     let normal = any_of([
-        op("Div", [centred().named("centred"), deviation()]),
-        commute("Mul", centred().named("centred"), op("Reciprocal", [deviation()])),
+        op("Div", [centred().named("centred"), deviation()]).form("ReduceMean, Sqrt, Div"),
+        commute("Mul", centred().named("centred"), op("Reciprocal", [deviation()])).form("ReduceMean, Sqrt, Reciprocal"),
     ]);
     commute("Add", commute("Mul", normal, konst("gamma")), konst("beta"))
 }

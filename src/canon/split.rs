@@ -10,8 +10,10 @@ pub(super) fn rules() -> Vec<Rule> {
         let product = op("MatMul", [var("x"), konst("w")]);
         any_of([op("Add", [product.clone(), konst("bias")]), product]).named("linear")
     };
-    let part =
-        any_of([op("Split", [linear()]), op("Slice", [linear(), scalar("start"), scalar("end"), scalar("axis")]).named("slice")]);
+    let part = any_of([
+        op("Split", [linear()]).form("Split"),
+        op("Slice", [linear(), scalar("start"), scalar("end"), scalar("axis")]).form("Slice").named("slice"),
+    ]);
     vec![Rule::new("separate-linears", "", part, check, |edit, m, (from, w, bias)| {
         let at = m.root().node;
         let (linear, old) = (edit.value_name(m.value("linear")).to_owned(), edit.value_name(m.value("w")).to_owned());

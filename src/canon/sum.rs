@@ -12,10 +12,16 @@ pub(super) fn rules() -> Vec<Rule> {
     };
     let two_linears = op("Add", [linear("x", "w", "bias", "a"), linear("x2", "w2", "bias2", "b")]).named("sum");
     vec![
-        Rule::new("sum-of-stack", "", op("ReduceSum", [stack, konst("over")]), check_stack, |edit, m, ()| {
-            let name = edit.value_name(m.root()).to_owned();
-            edit.add(m.root().node, NewOp::std("Add", &name).inputs([m.value("a"), m.value("b")]))
-        }),
+        Rule::new(
+            "sum-of-stack",
+            "",
+            op("ReduceSum", [stack, konst("over")]).form("Concat, ReduceSum"),
+            check_stack,
+            |edit, m, ()| {
+                let name = edit.value_name(m.root()).to_owned();
+                edit.add(m.root().node, NewOp::std("Add", &name).inputs([m.value("a"), m.value("b")]))
+            },
+        ),
         Rule::new("scale-of-sum", "", commute("Mul", two_linears, konst("gamma")), check_scaled, |edit, m, ()| {
             let (at, name) = (m.root().node, edit.value_name(m.root()).to_owned());
             let mut scaled = |part: &str| -> Value {

@@ -70,6 +70,9 @@ fn summary(args: &Args, source: &Source) -> Result<InspectSummary, CliError> {
     summary.rules = source.canon.applied.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
     summary.near_misses.extend(source.canon.near_misses.iter().map(ToString::to_string));
     summary.ops = op_counts(&original);
+    for (row, block) in summary.blocks.iter_mut().zip(&source.vit.blocks) {
+        row.forms = block.spelling(&source.model.graph, &source.canon.forms);
+    }
     Ok(summary)
 }
 

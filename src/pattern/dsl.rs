@@ -23,7 +23,14 @@ pub(super) enum PatNode {
     /// A constant scalar (one element) near a number, relative tolerance 1e-3.
     Near(f32),
     /// An operator with its inputs in order (or either order, for two).
-    Op { op_type: &'static str, inputs: Vec<Pat>, commute: bool, port: Option<u32>, check: Option<AttrCheck> },
+    Op {
+        op_type: &'static str,
+        inputs: Vec<Pat>,
+        commute: bool,
+        port: Option<u32>,
+        check: Option<AttrCheck>,
+        form: Option<&'static str>,
+    },
     /// The first alternative that lets the rest match.
     Any(Vec<Pat>),
     /// `inner` behind any number of steps.
@@ -63,7 +70,7 @@ pub fn near(value: f32) -> Pat {
 /// An operator of the default domain with these inputs in this order. Inputs that the pattern leaves out at the end may
 /// be there.
 pub fn op<const N: usize>(op_type: &'static str, inputs: [Pat; N]) -> Pat {
-    Pat { node: PatNode::Op { op_type, inputs: inputs.into(), commute: false, port: None, check: None }, name: None }
+    Pat { node: PatNode::Op { op_type, inputs: inputs.into(), commute: false, port: None, check: None, form: None }, name: None }
 }
 
 /// An operator of two inputs in either order.
@@ -118,6 +125,16 @@ impl Pat {
     pub fn port(mut self, at: u32) -> Pat {
         if let PatNode::Op { port, .. } = &mut self.node {
             *port = Some(at);
+        }
+        self
+    }
+
+    /// Labels an operator with the exporter's form that it gives away: what [`Match::forms`](super::Match::forms) lists when
+    /// the arm that holds it has matched.
+    #[must_use]
+    pub fn form(mut self, label: &'static str) -> Pat {
+        if let PatNode::Op { form, .. } = &mut self.node {
+            *form = Some(label);
         }
         self
     }

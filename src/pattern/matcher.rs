@@ -11,6 +11,9 @@ pub struct Match {
     bound: Vec<(&'static str, Value)>,
     /// What the steps of chains made, by the chain's name, consumers first.
     listed: Vec<(&'static str, Value)>,
+    /// The operators that matched, consumers first.
+    path: Vec<NodeId>,
+    forms: Vec<(NodeId, &'static str)>,
 }
 
 impl Match {
@@ -39,6 +42,16 @@ impl Match {
             }
         }
         values
+    }
+
+    /// The operators that matched, consumers first.
+    pub fn operators(&self) -> &[NodeId] {
+        &self.path
+    }
+
+    /// The labels of the arms that matched, each with the operator that bears it, consumers first.
+    pub fn forms(&self) -> &[(NodeId, &'static str)] {
+        &self.forms
     }
 }
 
@@ -73,19 +86,18 @@ pub fn match_given<'g>(graph: &'g Graph, pattern: &'g Pat, value: Value, given: 
         chains: Vec::new(),
         in_step: false,
         path: Vec::new(),
+        forms: Vec::new(),
         reader: None,
         matched: 0,
         deepest: None,
     };
     let mut found = None;
     state.value(pattern, value, &mut |s| {
-        found = Some((s.bound.clone(), s.listed.clone()));
+        let (bound, listed) = (s.bound.clone(), s.listed.clone());
+        found = Some(Match { root: value, bound, listed, path: s.path.clone(), forms: s.forms.clone() });
         true
     });
-    match found {
-        Some((bound, listed)) => Ok(Match { root: value, bound, listed }),
-        None => Err(state.deepest.unwrap_or(Miss { depth: 0, what: String::new(), path: Vec::new() })),
-    }
+    found.ok_or_else(|| state.deepest.unwrap_or(Miss { depth: 0, what: String::new(), path: Vec::new() }))
 }
 
 struct State<'g> {
@@ -98,6 +110,8 @@ struct State<'g> {
     in_step: bool,
     /// The operators that have matched so far.
     path: Vec<NodeId>,
+    /// Labels of those that have one.
+    forms: Vec<(NodeId, &'static str)>,
     /// The operator whose input is looked at. The last of `path` may be deep inside an earlier input.
     reader: Option<NodeId>,
     /// How many parts of the pattern have matched so far.
@@ -193,7 +207,7 @@ impl<'g> State<'g> {
                 }
                 ok
             }
-            PatNode::Op { op_type, inputs, commute, port, check } => {
+            PatNode::Op { op_type, inputs, commute, port, check, form } => {
                 let graph = self.graph;
                 let op = match graph.get(value.node).map(|n| &n.kind) {
                     Some(NodeKind::Op(op)) if op.op.is(op_type) => op,
@@ -203,9 +217,11 @@ impl<'g> State<'g> {
                     }
                 };
                 self.path.push(value.node);
+                self.forms.extend(form.map(|label| (value.node, label)));
                 let ok = self.op(op, value, (inputs, *commute, *port, *check), pattern.name, then);
                 if !ok {
                     self.path.pop();
+                    form.and_then(|_| self.forms.pop());
                 }
                 ok
             }
@@ -267,7 +283,8 @@ impl<'g> State<'g> {
             return self.miss(|g| format!("output {port} of {} expected, found output {}", g.describe(value.node), value.port));
         }
         if let Some(Err(e)) = check.map(|c| c(op)) {
-            return self.miss(|g| format!("{e}, at {}", g.describe(value.node)));
+            let reader = self.reader.map_or_else(String::new, |id| format!(", read by {}", self.graph.describe(id)));
+            return self.miss(|g| format!("{e}, at {}{reader}", g.describe(value.node)));
         }
         let found = self.graph.inputs_of(value.node);
         let orders: &[[usize; 2]] = if commute { &[[0, 1], [1, 0]] } else { &[[0, 1]] };

@@ -44,7 +44,7 @@ impl Calibration<'_> {
     pub fn run(&self, part: Part) -> Result<Stats, PipelineError> {
         self.check_batch()?;
         let samples = Selection::part(self.samples, part);
-        Ok(calib::calibrate(self.engine, &self.taps(), &samples, self.source.digest, self.threads, self.progress)?)
+        Ok(calib::calibrate(self.engine, &self.taps(), &samples, self.source.digest(), self.threads, self.progress)?)
     }
 
     pub(super) fn taps(&self) -> Vec<TapSpec> {

@@ -75,7 +75,7 @@ impl Calibration<'_> {
         for path in stats_files(folder)? {
             let stats = read_stats(&path)?;
             let foreign = |source| PipelineError::Stats { path: path.clone(), source };
-            stats.check_run(self.source.digest, self.samples.digest(), &self.taps()).map_err(foreign)?;
+            stats.check_run(self.source.digest(), self.samples.digest(), &self.taps()).map_err(foreign)?;
             found.push((stats.covered().len(), path));
         }
         found.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
@@ -93,7 +93,7 @@ impl Calibration<'_> {
     /// Statistics of no sample.
     fn nothing(&self) -> Result<Stats, PipelineError> {
         let none = Selection::part(self.samples, Part::WHOLE).take(0);
-        Ok(calib::calibrate(self.engine, &self.taps(), &none, self.source.digest, 1, &())?)
+        Ok(calib::calibrate(self.engine, &self.taps(), &none, self.source.digest(), 1, &())?)
     }
 }
 

@@ -90,11 +90,7 @@ pub fn make_plan(facts: &ModelFacts, stats: &Stats, config: &Config, target: Tar
     };
     for site in &facts.sites {
         let cfg = config.resolve(site.block, site.site.name());
-        let reason = if cfg.float {
-            Some("the configuration says so")
-        } else {
-            target.keeps_float(site, facts.multiplied.contains(&site.full_name()))
-        };
+        let reason = if cfg.float { Some("the configuration says so") } else { target.keeps_float(site, facts.multiplied.contains(&site.full_name())) };
         if let Some(reason) = reason {
             plan.float.push(FloatSite { name: site.full_name(), site: site.site, reason: reason.to_owned() });
             continue;

@@ -1,10 +1,7 @@
 //! The attention branch: its pattern, and the sites inside it.
 
 use super::Site;
-use super::parts::{
-    Linear, LinearNames, NORMS, Names, Part, another_norm, linear, moves, normed_branch, normed_input, over_last_axis,
-    plain_input, runs,
-};
+use super::parts::{Linear, LinearNames, NORMS, Names, Part, another_norm, linear, moves, normed_branch, normed_input, over_last_axis, plain_input, runs};
 use crate::ir::{Graph, Op, Tensor, Value};
 use crate::pattern::{Match, Pat, any_of, chain, commute, constant, konst, op, rest};
 

@@ -125,6 +125,8 @@ impl Search<'_> {
         for (sum, terms, partial) in sums.into_iter().filter(|(sum, ..)| !inner.contains(sum)) {
             // The residual operand of a pre-norm block is the one that a LayerNorm reads: ask for it first.
             let mut candidates = terms.clone();
+            // The stream is added once.
+            candidates.retain(|x| terms.iter().filter(|t| *t == x).count() == 1);
             candidates.sort_by_key(|&v| !is_normed(graph, v));
             for x in candidates {
                 let branches: Vec<Value> = terms.iter().copied().filter(|&t| t != x).collect();
@@ -316,7 +318,16 @@ impl Search<'_> {
 
     /// Where the branch that a sum adds to `x` leaves its pattern.
     fn branch_miss(&self, sum: Value, x: Value, branch: &Pat) -> Option<Miss> {
-        let (terms, _) = self.terms(sum)?;
+        let (terms, inner) = self.terms(sum)?;
+        let reads = |v: &&Value| self.graph.inputs_of(v.node).contains(&Some(x));
+        if let Some(again) = inner.iter().find(reads).filter(|_| terms.iter().filter(|&&t| t == x).count() > 1) {
+            let (name, at) = (self.graph.value_name(x), self.graph.describe(again.node));
+            return Some(Miss {
+                depth: usize::MAX,
+                what: format!("'{name}' to be added once expected, found again at {at}"),
+                path: vec![],
+            });
+        }
         let others = terms.into_iter().filter(|&t| t != x);
         others.filter_map(|t| match_given(self.graph, branch, t, &[("x", x), ("root", self.root(x))]).err()).reduce(deeper)
     }
@@ -327,7 +338,9 @@ impl Search<'_> {
         // The same place may have been reported for its Softmax or Gelu already.
         let why = why.filter(|w| known.iter().all(|k| k.what != w.what));
         let why = why.map_or_else(String::new, |w| format!(": {}", w.what));
-        NearMiss { rule: "block", what: format!("{expected} '{value}' expected, found none{why}"), tell: value }
+        // What is no sum has no branches.
+        let found = if self.graph.is_op(sum.node, "Add") { "none".to_owned() } else { self.graph.describe(sum.node) };
+        NearMiss { rule: "block", what: format!("{expected} '{value}' expected, found {found}{why}"), tell: value }
     }
 
     fn block(&self, first: &Half, second: Option<&Half>, index: usize) -> Block {

@@ -10,6 +10,7 @@ mod mlp;
 mod outside;
 mod parts;
 mod site;
+mod spelling;
 mod stages;
 
 pub use attention::Attention;
@@ -18,6 +19,7 @@ pub use general::General;
 pub use mlp::Mlp;
 pub use parts::Linear;
 pub use site::{Section, Site, SiteRef};
+pub use spelling::PartForm;
 
 use std::collections::BTreeSet;
 

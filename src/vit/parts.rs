@@ -80,7 +80,7 @@ fn stream() -> Pat {
 pub(super) fn normed_input() -> Pat {
     // A class token that alone is updated attends to itself and to the patches.
     let joined = op("Concat", [var("x"), var("tokens")]).named("joined");
-    chain("windows", moves(), layer_norm(any_of([joined, stream()])).named("norm"))
+    chain("windows", moves(), layer_norm(any_of([stream(), joined])).named("norm"))
 }
 
 /// What the first Linears of a post-norm branch read: the residual stream itself.

@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::text::{bytes, count, entry, layers, row, sites};
 use crate::ir::{Graph, Model, NodeId, Value};
-use crate::vit::{Block, Vit};
+use crate::vit::{Block, PartForm, Vit};
 
 /// An input or output of a model.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -40,6 +40,8 @@ pub struct BlockRow {
     pub activation: String,
     /// Quantisation sites.
     pub sites: usize,
+    /// How the exporter spelt each part.
+    pub forms: Vec<PartForm>,
 }
 
 /// What was found in a model.
@@ -95,6 +97,7 @@ fn blocks(vit: &Vit) -> Vec<BlockRow> {
             mlp_ratio: b.mlp_ratio,
             activation: b.mlps.first().map(|m| m.act_op.clone()).unwrap_or_default(),
             sites: vit.sites.iter().filter(|s| s.block == Some(b.index)).count(),
+            forms: Vec::new(),
         }
     };
     vit.blocks.iter().map(to_row).collect()
@@ -161,6 +164,19 @@ pub fn inspect(path: &str, bytes: u64, original: &Model, canonical: &Model, vit:
     }
 }
 
+/// `0-5, 8`.
+fn ranges(ascending: &[usize]) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for &i in ascending {
+        match runs.last_mut() {
+            Some((_, end)) if *end + 1 == i => *end = i,
+            _ => runs.push((i, i)),
+        }
+    }
+    let text = |&(a, b): &(usize, usize)| if a == b { a.to_string() } else { format!("{a}-{b}") };
+    runs.iter().map(text).collect::<Vec<_>>().join(", ")
+}
+
 fn histogram(counts: &BTreeMap<String, usize>) -> String {
     let mut rows: Vec<(&String, &usize)> = counts.iter().collect();
     rows.sort_by_key(|&(name, n)| (std::cmp::Reverse(n), name));
@@ -191,6 +207,9 @@ impl Display for InspectSummary {
             }
         } else {
             writeln!(f, "\n{}\n", self.table())?;
+            if self.blocks.iter().any(|b| !b.forms.is_empty()) {
+                writeln!(f, "{}\n", self.forms())?;
+            }
             let inside: usize = self.blocks.iter().map(|b| b.sites).sum();
             let outside = self.sites.len().saturating_sub(inside);
             row(
@@ -220,14 +239,15 @@ impl InspectSummary {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
         table.set_header(["block", "kind", "heads", "head dim", "dim", "MLP ratio", "activation", "sites"]);
-        let same = |a: &BlockRow, b: &BlockRow| BlockRow { index: 0, ..a.clone() } == BlockRow { index: 0, ..b.clone() };
+        let plain = |b: &BlockRow| BlockRow { index: 0, forms: Vec::new(), ..b.clone() };
+        let same = |a: &BlockRow, b: &BlockRow| plain(a) == plain(b);
         let mut rest = self.blocks.as_slice();
         while let Some(first) = rest.first() {
             let n = rest.iter().take_while(|b| same(first, b)).count();
             let name = if n == 1 { first.index.to_string() } else { format!("{}-{}", first.index, first.index + n - 1) };
             let cells = [
                 name,
-                [&[first.kind.clone()], first.features.as_slice()].concat().join(", "),
+                [std::slice::from_ref(&first.kind), first.features.as_slice()].concat().join(", "),
                 first.heads.to_string(),
                 first.head_dim.to_string(),
                 first.dim.to_string(),
@@ -240,6 +260,37 @@ impl InspectSummary {
         }
         for column in table.column_iter_mut().skip(2).take(4) {
             column.set_cell_alignment(CellAlignment::Right);
+        }
+        table
+    }
+
+    /// One line an exporter's form: the parts that have it, and in which blocks.
+    fn forms(&self) -> Table {
+        let mut rows: Vec<(&'static str, &str, Vec<usize>)> = Vec::new();
+        for block in &self.blocks {
+            for PartForm { part, form } in &block.forms {
+                match rows.iter_mut().find(|(p, f, _)| (p, f) == (part, &form.as_str())) {
+                    Some((.., blocks)) => blocks.push(block.index),
+                    None => {
+                        // Beside the other forms of the same part.
+                        let at = rows.iter().rposition(|(p, ..)| p == part).map_or(rows.len(), |i| i + 1);
+                        rows.insert(at, (part, form, vec![block.index]));
+                    }
+                }
+            }
+        }
+        let mut lines: Vec<(Vec<&str>, &str, Vec<usize>)> = Vec::new();
+        for (part, form, blocks) in rows {
+            match lines.iter_mut().find(|(_, f, b)| (*f, b) == (form, &blocks)) {
+                Some((parts, ..)) => parts.push(part),
+                None => lines.push((vec![part], form, blocks)),
+            }
+        }
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        table.set_header(["part", "exported as", "blocks"]);
+        for (parts, form, blocks) in lines {
+            table.add_row([parts.join(", "), form.to_owned(), ranges(&blocks)]);
         }
         table
     }

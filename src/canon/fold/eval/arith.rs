@@ -51,13 +51,7 @@ macro_rules! float_number {
                     "Floor" => a.floor(),
                     "Ceil" => a.ceil(),
                     "Round" => a.round_ties_even(),
-                    "Relu" => {
-                        if a < 0.0 {
-                            0.0
-                        } else {
-                            a
-                        }
-                    }
+                    "Relu" => if a < 0.0 { 0.0 } else { a },
                     // In f64, so that the f32 result is rounded once.
                     "Sigmoid" => (1.0 / (1.0 + (-f64::from(a)).exp())) as $t,
                     "Tanh" => f64::from(a).tanh() as $t,
