@@ -11,11 +11,14 @@ mod error;
 mod evaluate;
 mod load;
 mod quantise;
+mod resume;
 mod samples;
 
-pub use calibrate::{calibrate, engine_of};
+pub use calibrate::{Calibration, calibrate, engine_of};
 pub use error::PipelineError;
 pub use evaluate::{Evaluation, SampleOutputs, evaluate, forward, is_quantised, runnable, top};
 pub use load::{Source, digest, encoded_bytes, file_bytes, load, op_counts, read};
-pub use quantise::{fix_batch, lower, plan, read_plan, read_stats, unknown_names, violations, write_plan, write_stats};
+pub use quantise::{
+    fix_batch, lower, merge_stats, missing_note, plan, read_plan, read_stats, unknown_names, violations, write_plan, write_stats,
+};
 pub use samples::{DataOptions, Feed, Samples};

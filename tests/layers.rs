@@ -12,7 +12,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("pattern", &["ir"]),
     ("canon", &["ir", "pattern"]),
     ("vit", &["ir", "pattern"]),
-    ("config", &["vit::site"]),
+    ("config", &["data", "vit::site"]),
     ("data", &["fs"]),
     ("calib", &[]),
     ("quant", &["calib", "config::schema", "ir::Tensor", "vit::site"]),

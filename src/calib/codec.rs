@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 
 /// The newest format that this version reads, and the one it writes.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 const MAGIC: &[u8; 8] = b"vitqstat";
 const HEADER: usize = 8 + 4 + 32;
 const CHECKSUM: usize = 32;
@@ -23,6 +23,7 @@ const COUNT_LIMIT: u64 = 1 << 56;
 #[derive(Serialize, Deserialize)]
 struct StatsWire {
     data: Digest,
+    total: u64,
     samples: Vec<u64>,
     skipped: Vec<u64>,
     values: Vec<(String, ValueWire)>,
@@ -64,6 +65,7 @@ impl Stats {
     pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
         let wire = StatsWire {
             data: self.data,
+            total: self.total,
             samples: self.samples.clone(),
             skipped: self.skipped.clone(),
             values: self.values.iter().map(|(name, value)| (name.clone(), value_out(value))).collect(),
@@ -95,8 +97,11 @@ impl Stats {
                     "its format is version {version}, and this vitq reads up to {FORMAT_VERSION}; update vitq, or calibrate again"
                 )));
             }
+            Some(0) => return Err(file("format version 0 does not exist; the file is damaged")),
             Some(version) => {
-                return Err(Error::File(format!("format version {version} does not exist; the file is damaged")));
+                return Err(Error::File(format!(
+                    "its format is version {version}, of an earlier vitq, and this one reads version {FORMAT_VERSION}; calibrate again"
+                )));
             }
             None => return Err(file("it is truncated; copy it again, or calibrate again")),
         }
@@ -129,6 +134,10 @@ fn decode(model: Digest, payload: &[u8]) -> Result<Stats, String> {
     if wire.skipped.iter().any(|s| wire.samples.binary_search(s).is_ok()) {
         return Err("a sample is both seen and skipped".into());
     }
+    let last = wire.samples.last().max(wire.skipped.last());
+    if last.is_some_and(|&last| last >= wire.total) {
+        return Err(format!("a sample lies beyond its {} samples", wire.total));
+    }
     let mut values = BTreeMap::new();
     for (name, value) in wire.values {
         if values.last_key_value().is_some_and(|(last, _)| *last >= name) {
@@ -137,7 +146,7 @@ fn decode(model: Digest, payload: &[u8]) -> Result<Stats, String> {
         let value = value_in(value, &wire.samples).map_err(|what| format!("value `{name}` {what}"))?;
         values.insert(name, value);
     }
-    Ok(Stats { model, data: wire.data, samples: wire.samples, skipped: wire.skipped, values })
+    Ok(Stats { model, data: wire.data, total: wire.total, samples: wire.samples, skipped: wire.skipped, values })
 }
 
 fn value_out(value: &ValueStats) -> ValueWire {

@@ -119,6 +119,9 @@ pub enum Error {
         /// Digest in the statistics, in hex.
         found: String,
     },
+    /// Statistics of another run where those of this one were expected.
+    #[error("the statistics were taken with {0} than this run has; repeat the options of that run, or start anew elsewhere")]
+    OtherRun(String),
     /// A statistics file could not be read.
     #[error("this is not a readable statistics file: {0}")]
     File(String),

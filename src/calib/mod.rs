@@ -15,6 +15,7 @@
 //! | [`histogram`] | the common form that every observer reads: ascending bins with f64 edges |
 //! | [`stats`] | the artefact: recording, merging, checking |
 //! | [`codec`] | its file format |
+//! | [`source`] | where samples come from, and parts of them |
 //! | [`run`] | the driver: samples in parallel over sessions of the runtime's trait |
 //! | [`observer`] | the trait, the range, what a range is asked for |
 //! | [`distortion`] | the exact squared error of quantising a histogram |
@@ -39,11 +40,13 @@ pub mod percentile;
 pub mod ptf;
 pub mod run;
 pub mod sketch;
+pub mod source;
 pub mod stats;
 
 pub use error::Error;
 pub use histogram::Histogram;
 pub use observer::{Grid, Observer, Range, RangeQuery, Target};
-pub use run::{Forward, ForwardSession, Progress, SampleSource, TapSpec, calibrate};
+pub use run::{Forward, ForwardSession, Progress, TapSpec, calibrate, resume};
 pub use sketch::Sketch;
+pub use source::{Part, SampleSource, Selection};
 pub use stats::{Digest, Stats, ValueStats};

@@ -8,6 +8,7 @@
 
 use crate::calib::error::Error;
 use crate::calib::sketch::Scratch;
+use crate::calib::source::SampleSource;
 use crate::calib::stats::{Digest, Observation, Recording, Refusal, Stats, ValueStats};
 use ndarray::ArrayD;
 use std::collections::BTreeMap;
@@ -51,93 +52,6 @@ pub struct TapSpec {
     pub recording: Recording,
 }
 
-/// Where samples come from.
-pub trait SampleSource: Sync {
-    /// How many samples there are.
-    fn len(&self) -> usize;
-
-    /// Whether there are none.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The index of sample `i` in the whole data set: what identifies it when shards merge.
-    fn index(&self, i: usize) -> u64 {
-        i as u64
-    }
-
-    /// What a person calls sample `i`: its file name, say.
-    fn name(&self, i: usize) -> String {
-        format!("{}", self.index(i))
-    }
-
-    /// The model's inputs for sample `i`, or `None` if the source skips it (a corrupt file that the user said to skip).
-    ///
-    /// # Errors
-    /// The sample cannot be read.
-    fn get(&self, i: usize) -> Result<Option<Named>, Failure>;
-
-    /// Whether this is a part of a larger set. A part may be empty; a whole set must not be.
-    fn is_part(&self) -> bool {
-        false
-    }
-
-    /// A digest of the whole sample list and its preprocessing, equal for all shards of it.
-    fn digest(&self) -> Digest {
-        Digest::default()
-    }
-}
-
-/// Every `of`-th sample of a source, beginning with `part` (counted from 0): `--shard 3/16` is `part` 2 of 16.
-pub struct Shard<'a> {
-    source: &'a dyn SampleSource,
-    part: usize,
-    of: usize,
-}
-
-impl<'a> Shard<'a> {
-    /// Part `part` of `of`.
-    ///
-    /// # Errors
-    /// `part` is not below `of`.
-    pub fn new(source: &'a dyn SampleSource, part: usize, of: usize) -> Result<Self, Error> {
-        if part < of {
-            Ok(Self { source, part, of })
-        } else {
-            Err(Error::Option {
-                name: "shard",
-                found: format!("{}/{of}", part.saturating_add(1)),
-                expected: "K/N with K between 1 and N",
-            })
-        }
-    }
-
-    fn inner(&self, i: usize) -> usize {
-        self.part + i * self.of
-    }
-}
-
-impl SampleSource for Shard<'_> {
-    fn len(&self) -> usize {
-        self.source.len().saturating_sub(self.part).div_ceil(self.of)
-    }
-    fn index(&self, i: usize) -> u64 {
-        self.source.index(self.inner(i))
-    }
-    fn name(&self, i: usize) -> String {
-        self.source.name(self.inner(i))
-    }
-    fn get(&self, i: usize) -> Result<Option<Named>, Failure> {
-        self.source.get(self.inner(i))
-    }
-    fn is_part(&self) -> bool {
-        true
-    }
-    fn digest(&self) -> Digest {
-        self.source.digest()
-    }
-}
-
 /// Is told how far the run is, and may stop it.
 pub trait Progress: Sync {
     /// `done` of `total` samples are finished. Calls come from worker threads; `done` grows by one each time, but calls may overtake each other.
@@ -157,8 +71,8 @@ impl Progress for () {
 /// Runs every sample and returns the statistics of all taps: the same bytes for any number of threads, and for any sharding after
 /// [`Stats::merge`].
 ///
-/// `model` is the digest of the model file. A [`Shard`] may be empty (more shards than samples): its statistics are empty and merge
-/// like any other.
+/// `model` is the digest of the model file. A part of a data set may be empty (more shards than samples): its statistics are
+/// empty and merge like any other.
 ///
 /// # Errors
 /// The first failure by sample order, whichever thread met it: an unreadable sample, a failed run, a NaN or infinity in a tapped value, a
@@ -171,20 +85,46 @@ pub fn calibrate(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Stats, Error> {
-    let mut names = std::collections::BTreeSet::new();
+    let mut nothing = Stats::new(model, samples.digest(), samples.total());
     for tap in taps {
         tap.recording.check()?;
-        if !names.insert(tap.value.as_str()) {
+        if nothing.values.insert(tap.value.clone(), ValueStats::new(tap.recording.clone())).is_some() {
             return Err(Error::DuplicateTap(tap.value.clone()));
         }
     }
+    let stats = resume(nothing, forward, taps, samples, threads, progress)?;
+    if stats.samples.is_empty() && !samples.is_part() {
+        return Err(Error::NoSamples { skipped: stats.skipped.len() });
+    }
+    Ok(stats)
+}
+
+/// Adds more samples of the same run to statistics: the bytes of one [`calibrate`] over all of them, without the memory of a
+/// second set of statistics.
+///
+/// # Errors
+/// Those of [`calibrate`]; statistics of another run; a sample that they cover already.
+pub fn resume(
+    mut stats: Stats,
+    forward: &dyn Forward,
+    taps: &[TapSpec],
+    samples: &dyn SampleSource,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Stats, Error> {
+    stats.check_run(stats.model, samples.digest(), taps)?;
     let total = samples.len();
+    let mut values = Vec::with_capacity(taps.len());
+    for tap in taps {
+        let value = stats.values.remove(&tap.value);
+        values.push(Mutex::new(value.ok_or_else(|| Error::DuplicateTap(tap.value.clone()))?));
+    }
     let shared = Shared {
         forward,
         taps,
         samples,
         progress,
-        values: taps.iter().map(|tap| Mutex::new(ValueStats::new(tap.recording.clone()))).collect(),
+        values,
         next: AtomicUsize::new(0),
         done: AtomicUsize::new(0),
         failed_at: AtomicUsize::new(usize::MAX),
@@ -208,18 +148,14 @@ pub fn calibrate(
     if done < total {
         return Err(Error::Cancelled { done, total });
     }
-    let mut stats = Stats::new(model, samples.digest());
     for (tap, value) in taps.iter().zip(shared.values) {
         stats.values.insert(tap.value.clone(), value.into_inner().unwrap_or_else(PoisonError::into_inner));
     }
-    stats.samples = outcome.seen;
+    stats.samples.extend(outcome.seen);
     stats.samples.sort_unstable();
-    stats.skipped = outcome.skipped;
+    stats.skipped.extend(outcome.skipped);
     stats.skipped.sort_unstable();
-    if stats.samples.is_empty() && !samples.is_part() {
-        return Err(Error::NoSamples { skipped: stats.skipped.len() });
-    }
-    if let Some(pair) = stats.samples.windows(2).find(|pair| matches!(pair, [a, b] if a == b)) {
+    if let Some(pair) = stats.covered().windows(2).find(|pair| matches!(pair, [a, b] if a == b)) {
         return Err(Error::Merge(format!("sample {} is in the source twice", pair.first().copied().unwrap_or_default())));
     }
     Ok(stats)

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 use super::*;
+use crate::calib::source::{Part, Selection};
 use proptest::prelude::*;
 use std::sync::atomic::AtomicBool;
 
@@ -101,7 +102,7 @@ proptest! {
         let source = samples(n);
         let whole = run(&source, 1).unwrap().to_bytes().unwrap();
         let merged = (0..of).rev()
-            .map(|part| run(&Shard::new(&source, part, of).unwrap(), threads).unwrap())
+            .map(|part| run(&Selection::part(&source, Part::new(part, of).unwrap()), threads).unwrap())
             .reduce(|a, b| b.merge(a).unwrap()).unwrap();
         prop_assert!(merged.to_bytes().unwrap() == whole);
     }
@@ -161,8 +162,6 @@ fn nothing_to_calibrate_on() {
     let mut all_skipped = samples(3);
     all_skipped.skip = vec![0, 1, 2];
     assert!(matches!(run(&all_skipped, 2), Err(Error::NoSamples { skipped: 3 })));
-    assert!(Shard::new(&all_skipped, 2, 2).is_err());
-    assert!(Shard::new(&all_skipped, 0, 0).is_err());
 }
 
 struct Bar {
@@ -191,4 +190,50 @@ fn progress_counts_every_sample_and_can_stop() {
     assert_eq!(all.ticks.into_inner(), 9);
     let error = calibrate(&Fake { mute: false }, &taps(), &samples(40), Digest::default(), 2, &bar(4)).unwrap_err();
     assert!(matches!(error, Error::Cancelled { done, total: 40 } if (4..7).contains(&done)), "{error}");
+}
+
+#[test]
+fn parts_are_written_from_one() {
+    let part: Part = "3/16".parse().unwrap();
+    assert_eq!((part, part.to_string().as_str(), part.is_whole()), (Part::new(2, 16).unwrap(), "3/16", false));
+    assert_eq!("1/1".parse::<Part>().unwrap(), Part::WHOLE);
+    for wrong in ["0/4", "5/4", "0/0", "3", "3/", "/4", "a/4", "-1/4", "+1/4", "1/4/2", " 1/4", ""] {
+        let error = wrong.parse::<Part>().unwrap_err().to_string();
+        assert!(error.contains("K/N with K between 1 and N"), "{wrong}: {error}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+    #[test]
+    fn resuming_after_any_number_of_samples_gives_the_same_bytes(n in 2usize..14, cuts in prop::collection::vec(1usize..5, 0..5), threads in 1usize..3) {
+        let mut source = samples(n);
+        source.skip = vec![1];
+        let whole = run(&source, 1).unwrap().to_bytes().unwrap();
+        let mut rest = Selection::part(&source, Part::WHOLE);
+        let mut stats = run(&rest.take(1), threads).unwrap();
+        for cut in cuts.into_iter().chain([usize::MAX]) {
+            // What was saved is what is read again.
+            stats = Stats::from_bytes(&stats.to_bytes().unwrap()).unwrap();
+            prop_assert_eq!(stats.missing(), rest.len() as u64);
+            prop_assert_eq!(rest.indices(), Selection::part(&source, Part::WHOLE).without(&stats.covered()).indices());
+            stats = resume(stats, &Fake { mute: false }, &taps(), &rest.take(cut), threads, &()).unwrap();
+        }
+        prop_assert!(stats.to_bytes().unwrap() == whole);
+    }
+}
+
+#[test]
+fn only_the_same_run_can_be_resumed() {
+    let source = samples(4);
+    let stats = run(&source, 1).unwrap();
+    assert!(stats.check_run(Digest([1; 32]), Digest([3; 32]), &taps()).is_ok());
+    let says = |e: Error, what: &str| assert!(e.to_string().contains(what), "{e}");
+    says(stats.check_run(Digest([2; 32]), Digest([3; 32]), &taps()).unwrap_err(), "another model");
+    says(stats.check_run(Digest([1; 32]), Digest([4; 32]), &taps()).unwrap_err(), "other samples");
+    says(stats.check_run(Digest([1; 32]), Digest([3; 32]), &taps()[1..]).unwrap_err(), "another configuration");
+    let mut other = taps();
+    other[1].recording.percentiles = vec![0.99];
+    says(stats.check_run(Digest([1; 32]), Digest([3; 32]), &other).unwrap_err(), "another configuration");
+    says(resume(stats, &Fake { mute: false }, &taps(), &source, 1, &()).unwrap_err(), "delivered 2 times");
 }

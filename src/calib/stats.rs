@@ -2,6 +2,7 @@
 
 use crate::calib::channels::{Channels, Layout};
 use crate::calib::error::Error;
+use crate::calib::run::TapSpec;
 use crate::calib::sketch::{NonFinite, Scratch, Sketch, finite_range};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -339,6 +340,7 @@ fn common_shape(a: Option<Vec<u64>>, b: Option<Vec<u64>>) -> Option<Vec<u64>> {
 pub struct Stats {
     pub(crate) model: Digest,
     pub(crate) data: Digest,
+    pub(crate) total: u64,
     pub(crate) samples: Vec<u64>,
     pub(crate) skipped: Vec<u64>,
     pub(crate) values: BTreeMap<String, ValueStats>,
@@ -346,10 +348,10 @@ pub struct Stats {
 
 impl Stats {
     /// Statistics of `model` (the digest of the file that was calibrated) over `data` (the digest of the sample list and
-    /// preprocessing), nothing seen yet.
+    /// preprocessing), which has `total` samples; nothing seen yet.
     #[must_use]
-    pub fn new(model: Digest, data: Digest) -> Self {
-        Self { model, data, samples: Vec::new(), skipped: Vec::new(), values: BTreeMap::new() }
+    pub fn new(model: Digest, data: Digest, total: u64) -> Self {
+        Self { model, data, total, samples: Vec::new(), skipped: Vec::new(), values: BTreeMap::new() }
     }
 
     /// The model's digest.
@@ -362,6 +364,26 @@ impl Stats {
     #[must_use]
     pub fn data(&self) -> Digest {
         self.data
+    }
+
+    /// How many samples the whole data set has. Statistics of a shard hold fewer.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// How many samples of the whole data set were neither seen nor skipped: those of the shards that are not merged yet.
+    #[must_use]
+    pub fn missing(&self) -> u64 {
+        self.total.saturating_sub((self.samples.len() + self.skipped.len()) as u64)
+    }
+
+    /// Indices of all samples that were seen or skipped, ascending.
+    #[must_use]
+    pub fn covered(&self) -> Vec<u64> {
+        let mut all = [self.samples.as_slice(), &self.skipped].concat();
+        all.sort_unstable();
+        all
     }
 
     /// Indices of the samples seen, ascending.
@@ -400,6 +422,23 @@ impl Stats {
         }
     }
 
+    /// Whether these are statistics of one run: of this model, data set and recordings.
+    ///
+    /// # Errors
+    /// What differs, in words.
+    pub fn check_run(&self, model: Digest, data: Digest, taps: &[TapSpec]) -> Result<(), Error> {
+        self.check_model(model)?;
+        let other = |what: &str| Error::OtherRun(what.to_owned());
+        if self.data != data {
+            return Err(other("other samples or another preprocessing"));
+        }
+        let same = |tap: &TapSpec| self.values.get(&tap.value).is_some_and(|value| value.recording == tap.recording);
+        if self.values.len() != taps.len() || !taps.iter().all(same) {
+            return Err(other("another configuration, which records other values"));
+        }
+        Ok(())
+    }
+
     /// The statistics of both shards. Exact: any split of the samples, merged in any order, gives the same bytes.
     ///
     /// # Errors
@@ -416,9 +455,17 @@ impl Stats {
                 "their sample lists or preprocessing differ; give every shard the same samples and options, changing only the shard".into(),
             ));
         }
-        let all = |stats: &Self| stats.samples.iter().chain(&stats.skipped).copied().collect::<std::collections::BTreeSet<u64>>();
-        if let Some(twice) = all(&self).intersection(&all(&other)).next() {
-            return Err(Error::Merge(format!("sample {twice} is in both; give each shard once")));
+        if self.total != other.total {
+            return Err(Error::Merge(format!("one is of a data set of {} samples, the other of {}", self.total, other.total)));
+        }
+        let (mine, theirs) = (self.covered(), other.covered());
+        let twice: Vec<u64> = mine.into_iter().filter(|i| theirs.binary_search(i).is_ok()).collect();
+        if let Some(first) = twice.first() {
+            let what = match twice.len() {
+                1 => format!("sample {first} (counted from 0) is in both"),
+                n => format!("{n} samples are in both, the first of them sample {first} (counted from 0)"),
+            };
+            return Err(Error::Merge(format!("{what}; give each shard once, all of one number of shards")));
         }
         let lone = self.values.keys().find(|name| !other.values.contains_key(*name));
         if let Some(name) = lone.or_else(|| other.values.keys().find(|name| !self.values.contains_key(*name))) {

@@ -10,7 +10,7 @@ fn recording() -> Recording {
 
 /// Statistics of some samples of a made-up data set, recorded in the order given.
 pub(crate) fn shard(data: &[Vec<f32>], indices: &[usize]) -> Stats {
-    let mut stats = Stats::new(Digest([7; 32]), Digest::default());
+    let mut stats = Stats::new(Digest([7; 32]), Digest::default(), data.len() as u64);
     let mut scratch = Scratch::default();
     for (name, recording) in [("a", recording()), ("b", Recording::default())] {
         let mut value = ValueStats::new(recording);
@@ -63,7 +63,7 @@ fn refuses_to_merge_what_does_not_belong_together() {
         let error = a.clone().merge(other).unwrap_err().to_string();
         assert!(error.contains(words), "{error}");
     };
-    says(shard(&data, &[1, 2]), "sample 1 is in both");
+    says(shard(&data, &[1, 2]), "sample 1 (counted from 0) is in both");
     let mut other = shard(&data, &[2]);
     other.model = Digest([8; 32]);
     says(other.clone(), "two models");
@@ -71,6 +71,10 @@ fn refuses_to_merge_what_does_not_belong_together() {
     let mut other = shard(&data, &[2]);
     other.data = Digest([1; 32]);
     says(other, "sample lists");
+    let mut other = shard(&data, &[2]);
+    other.total = 4;
+    says(other, "a data set of 3 samples, the other of 4");
+    says(a.clone(), "2 samples are in both, the first of them sample 0");
     let mut other = shard(&data, &[2]);
     other.values.remove("a");
     says(other, "`a` is in one only");
@@ -82,7 +86,7 @@ fn refuses_to_merge_what_does_not_belong_together() {
     says(other, "`b` was recorded with other options");
     let mut other = shard(&data, &[2]);
     other.skipped = vec![0];
-    says(other, "sample 0 is in both");
+    says(other, "sample 0 (counted from 0) is in both");
 }
 
 #[test]

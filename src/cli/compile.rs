@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use clap::{ValueEnum, ValueHint};
+use clap::ValueHint;
 
 use super::error::CliError;
 use super::lower::emit;
-use super::options::{Calibration, Configuration, Emission, Targeting, Threads, check_outputs, note_samples};
+use super::options::{Calibration, Configuration, Emission, Searching, Targeting, Threads, check_outputs, note_samples};
 use super::progress::Bar;
 use super::terminal::{Terminal, json};
 use crate::calib::Stats;
@@ -43,9 +43,8 @@ pub(super) struct Args {
     #[command(flatten)]
     target: Targeting,
 
-    /// How long to search for better parameters
-    #[arg(long, value_enum, value_name = "LEVEL", default_value_t = Effort::Fast, help_heading = "Quantisation")]
-    effort: Effort,
+    #[command(flatten)]
+    effort: Searching,
 
     #[command(flatten)]
     threads: Threads,
@@ -68,12 +67,6 @@ pub(super) struct Args {
     /// Print the summary as JSON
     #[arg(long, help_heading = "Output")]
     json: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Effort {
-    /// Parameters straight from the observers
-    Fast,
 }
 
 /// Wall-clock time by phase.
@@ -105,6 +98,7 @@ struct Made {
     model: Model,
     report: LowerReport,
     samples: usize,
+    skipped: Option<String>,
     evaluation: Evaluation,
 }
 
@@ -133,10 +127,11 @@ pub(super) fn run(args: Args, terminal: &Terminal) -> Result<(), CliError> {
 }
 
 fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, CliError> {
+    args.effort.check()?;
     let config = args.config.load(terminal)?;
     let source = pipeline::load(&args.model)?;
     source.require_sites()?;
-    let feed = Feed::new(&args.model, &source.model, &args.data.data_options())?;
+    let feed = Feed::new(&args.model, &source.model, &args.data.data_options(&config))?;
     let samples = feed.open(&args.data.calib)?;
     note_samples(&samples, terminal);
     clock.end("load");
@@ -145,6 +140,8 @@ fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, Cli
         let bar = Bar::new(terminal, "calibrating");
         pipeline::calibrate(&source, &config, &float, &samples, args.threads.count(), &bar)?
     };
+    let skipped = samples.skipped_note(&stats);
+    skipped.iter().for_each(|n| terminal.warning(n));
     clock.end("calibrate");
     let plan = pipeline::plan(&source, &stats, &config, args.target.target.into())?;
     clock.end("plan");
@@ -157,7 +154,7 @@ fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, Cli
     let evaluation = compare(args, terminal, &model, &float, &feed, &samples)?;
     clock.end("evaluate");
     let samples = stats.samples().len() * samples.batch();
-    Ok(Made { source, config, stats, plan, model, report, samples, evaluation })
+    Ok(Made { source, config, stats, plan, model, report, samples, skipped, evaluation })
 }
 
 /// The emitted model against the float model, both in the executor, on the first calibration samples.
@@ -200,7 +197,7 @@ fn summarise(args: &Args, made: &Made, clock: Clock) -> CompileSummary {
             custom_ops: r.custom_ops,
             notes: r.notes.clone(),
         },
-        notes: pipeline::unknown_names(source, &made.config),
+        notes: pipeline::unknown_names(source, &made.config).into_iter().chain(made.skipped.clone()).collect(),
         quality: Quality {
             samples: made.evaluation.samples,
             of: made.samples,

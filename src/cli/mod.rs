@@ -1,7 +1,7 @@
 //! The command line: one file a subcommand, each thin.
 //!
 //! Standard output carries the result alone (a summary, or JSON with `--json`); notes, progress and errors go to standard
-//! error. Exit code 0 is success, 1 an error, 2 a usage error.
+//! error. Exit code 0 is success, 1 an error, 2 a usage error, 130 Ctrl-C.
 
 mod calibrate;
 mod canon;
@@ -11,7 +11,9 @@ mod diff;
 mod error;
 mod eval;
 mod inspect;
+mod interrupt;
 mod lower;
+mod merge;
 mod options;
 mod plan;
 mod progress;
@@ -68,6 +70,7 @@ enum Command {
     Inspect(inspect::Args),
     Canon(canon::Args),
     Calibrate(calibrate::Args),
+    Merge(merge::Args),
     Plan(plan::Args),
     Lower(lower::Args),
     Run(run::Args),
@@ -96,6 +99,7 @@ pub fn main() -> ExitCode {
             *text = info.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
         }
     }));
+    interrupt::install(cli.quiet);
     let outcome = catch_unwind(AssertUnwindSafe(|| dispatch(cli.command, &terminal)));
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
@@ -117,6 +121,7 @@ fn dispatch(command: Command, terminal: &Terminal) -> Result<(), CliError> {
         Command::Inspect(args) => inspect::run(&args, terminal),
         Command::Canon(args) => canon::run(&args, terminal),
         Command::Calibrate(args) => calibrate::run(&args, terminal),
+        Command::Merge(args) => merge::run(&args, terminal),
         Command::Plan(args) => plan::run(&args, terminal),
         Command::Lower(args) => lower::run(&args, terminal),
         Command::Run(args) => run::run(&args, terminal),

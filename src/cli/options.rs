@@ -8,46 +8,24 @@ use clap::{ValueEnum, ValueHint};
 use super::error::CliError;
 use super::terminal::Terminal;
 use crate::config::{self, Config};
+use crate::fs::check_writable;
 use crate::onnx::ExternalData;
 use crate::pipeline::{DataOptions, PipelineError, Samples};
 use crate::quant::Target;
 
-/// How images become tensors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum PreprocessName {
-    /// ImageNet's mean and std: DeiT and most models trained on ImageNet-1k
-    Imagenet,
-    /// Mean and std 0.5: the augreg ViTs
-    Inception,
-    /// CLIP's mean and std
-    Clip,
-    /// Values in [0, 1]
-    None,
-}
-
-impl PreprocessName {
-    fn name(self) -> &'static str {
-        match self {
-            PreprocessName::Imagenet => "imagenet",
-            PreprocessName::Inception => "inception",
-            PreprocessName::Clip => "clip",
-            PreprocessName::None => "none",
-        }
-    }
-}
-
 /// How data are read.
 #[derive(Debug, clap::Args)]
 pub(super) struct Preprocessing {
-    /// How images are normalised; needed for images, not for .npy and .npz
-    #[arg(long, value_enum, value_name = "NAME")]
-    preprocess: Option<PreprocessName>,
+    /// How images become tensors: imagenet (DeiT and most models trained on ImageNet-1k), inception (mean and std 0.5: the augreg
+    /// ViTs), clip, none (values in [0, 1]), or a file: YAML, timm's config.json, a preprocessor_config.json
+    #[arg(long, value_name = "NAME|FILE", value_hint = ValueHint::FilePath)]
+    preprocess: Option<String>,
 
     /// Side of the model's input image in pixels [default: the model's own]
     #[arg(long, value_name = "N")]
     input_size: Option<NonZeroUsize>,
 
-    /// Share of the resized image that the centre crop keeps [default: 0.9; 1 for none]
+    /// Share of the resized image that the centre crop keeps [default: 0.9; 1 for none; a file's own]
     #[arg(long, value_name = "P", value_parser = share)]
     crop_pct: Option<f64>,
 }
@@ -62,10 +40,12 @@ fn share(text: &str) -> Result<f64, String> {
 impl Preprocessing {
     pub(super) fn data_options(&self, limit: Option<NonZeroUsize>) -> DataOptions {
         DataOptions {
-            preprocess: self.preprocess.map(|p| p.name().to_owned()),
+            preprocess: self.preprocess.clone(),
+            section: None,
             input_size: self.input_size.map(NonZeroUsize::get),
             crop_pct: self.crop_pct,
             limit: limit.map(NonZeroUsize::get),
+            skip_corrupt: false,
         }
     }
 }
@@ -82,13 +62,18 @@ pub(super) struct Calibration {
     #[arg(long, value_name = "N")]
     pub(super) calib_limit: Option<NonZeroUsize>,
 
+    /// Leave out images that cannot be decoded, and say which, instead of failing
+    #[arg(long)]
+    skip_corrupt: bool,
+
     #[command(flatten)]
     pub(super) preprocessing: Preprocessing,
 }
 
 impl Calibration {
-    pub(super) fn data_options(&self) -> DataOptions {
-        self.preprocessing.data_options(self.calib_limit)
+    pub(super) fn data_options(&self, config: &Config) -> DataOptions {
+        let section = config.preprocess.clone();
+        DataOptions { skip_corrupt: self.skip_corrupt, section, ..self.preprocessing.data_options(self.calib_limit) }
     }
 }
 
@@ -139,6 +124,41 @@ pub(super) struct Targeting {
     /// Fail on a block that all but matched, a site left in float against the configuration, or a configured name that names nothing
     #[arg(long)]
     pub(super) strict: bool,
+}
+
+/// How long to search for better parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Effort {
+    /// Parameters straight from the observers, nothing searched downstream
+    Fast,
+    /// Reserved
+    #[value(hide = true)]
+    Default,
+    /// Reserved
+    #[value(hide = true)]
+    High,
+}
+
+/// The search for better parameters.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Quantisation")]
+pub(super) struct Searching {
+    /// How long to search for better parameters
+    #[arg(long, value_enum, value_name = "LEVEL", default_value_t = Effort::Fast)]
+    effort: Effort,
+}
+
+impl Searching {
+    /// Refuses a level that this version does not have.
+    pub(super) fn check(&self) -> Result<(), CliError> {
+        match self.effort {
+            Effort::Fast => Ok(()),
+            Effort::Default | Effort::High => Err(CliError::Refused(
+                "--effort default and high are reserved for a search that this version does not have: leave --effort out, or give fast"
+                    .to_owned(),
+            )),
+        }
+    }
 }
 
 /// How many threads.
@@ -214,7 +234,7 @@ pub(super) fn check_outputs(inputs: &[&Path], outputs: &[&Path]) -> Result<(), C
             continue;
         }
         // A file that can be made and removed there is the only reliable sign of a writable folder.
-        tempfile::Builder::new().prefix(".vitq-").tempfile_in(folder).map_err(|source| {
+        check_writable(output).map_err(|source| {
             CliError::Refused(format!("cannot write {shown}: {}; check that the folder is writable and has room", plain(&source)))
         })?;
     }

@@ -42,11 +42,13 @@ pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
     source.require_sites()?;
     let stats = pipeline::read_stats(&args.stats)?;
     let plan = pipeline::plan(&source, &stats, &config, args.target.target.into())?;
-    let against = pipeline::violations(&source, &config, &plan);
+    let mut against = pipeline::violations(&source, &config, &plan);
+    let missing = pipeline::missing_note(&stats);
+    against.extend(missing.clone());
     if args.target.strict && !against.is_empty() {
         return Err(PipelineError::Strict(against).into());
     }
-    pipeline::unknown_names(&source, &config).iter().for_each(|n| terminal.warning(n));
+    pipeline::unknown_names(&source, &config).iter().chain(&missing).for_each(|n| terminal.warning(n));
     pipeline::write_plan(&plan, &args.output)?;
     let sites: usize = quantised(&plan).iter().map(|q| q.sites).sum();
     let float: usize = left_in_float(&plan).iter().map(|g| g.sites.len()).sum();

@@ -3,10 +3,11 @@
 use std::fmt;
 use std::path::Path;
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
 use super::error::{ConfigError, did_you_mean};
+use super::preprocess::Preprocessing;
 use super::read::Reader;
 use super::schema::{ATTN_LAYER, Config, EXTRA_LAYER, LAYERS, RESIDUAL_LAYER};
 use super::tree::{Key, Node, Value};
@@ -70,6 +71,25 @@ pub fn parse(name: &str, text: &str) -> Result<Config, ConfigError> {
     let mut config = Config { name: name.to_owned(), ..Config::default() };
     Reader::new(name).file(&tree(name, text)?, &mut config)?;
     Ok(config)
+}
+
+/// Reads how a model wants its images: the section `preprocess` of a configuration, a YAML file with the keys of that section,
+/// timm's `config.json`, or a `preprocessor_config.json`.
+///
+/// # Errors
+/// [`ConfigError`] with file and line, as [`load`].
+pub fn load_preprocessing(path: &Path) -> Result<Preprocessing, ConfigError> {
+    let name = path.display().to_string();
+    parse_preprocessing(&name, &read_text(path)?)
+}
+
+/// Reads the text of such a file; `name` is how messages call it, and its ending tells JSON from YAML.
+///
+/// # Errors
+/// As [`load_preprocessing`].
+pub fn parse_preprocessing(name: &str, text: &str) -> Result<Preprocessing, ConfigError> {
+    // JSON is YAML, so one parser reads both, and knows the lines of both.
+    Reader::new(name).preprocessing_file(&tree(name, text)?, name.to_ascii_lowercase().ends_with(".json"))
 }
 
 fn load_folder(folder: &Path) -> Result<Config, ConfigError> {
@@ -187,8 +207,11 @@ impl<'de> Visitor<'de> for YamlVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Yaml, A::Error> {
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Yaml(Value::List))
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element::<Spanned<Yaml>>()? {
+            items.push(node(item));
+        }
+        Ok(Yaml(Value::List(items)))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Yaml, A::Error> {

@@ -7,12 +7,14 @@
 mod defaults;
 mod error;
 pub mod load;
+mod preprocess;
 mod read;
 pub mod schema;
 mod tree;
 
 pub use error::ConfigError;
-pub use load::{PRESETS, load, preset};
+pub use load::{PRESETS, load, load_preprocessing, preset};
+pub use preprocess::Preprocessing;
 pub use schema::{Config, SiteConfig};
 
 #[cfg(test)]

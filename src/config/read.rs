@@ -42,7 +42,7 @@ pub(super) struct Reader<'a> {
     profilers: Vec<u64>,
 }
 
-type Result<T> = std::result::Result<T, ConfigError>;
+pub(super) type Result<T> = std::result::Result<T, ConfigError>;
 
 impl<'a> Reader<'a> {
     pub(super) fn new(file: &'a str) -> Self {
@@ -54,6 +54,8 @@ impl<'a> Reader<'a> {
         for (key, value) in self.mapping(root, "the file")? {
             if key.name == "default" {
                 config.default = self.entry(value, Place::Default(None))?;
+            } else if key.name == "preprocess" {
+                config.preprocess = Some(self.preprocess_section(value)?);
             } else {
                 self.check_section_name(key)?;
                 let section = self.section(value, &key.name)?;
@@ -113,8 +115,8 @@ impl<'a> Reader<'a> {
         let reason = match section_of(site) {
             Some(section) => format!("site `{name}` stands outside the sections: put it into the section `{section}`."),
             None => {
-                let hint = did_you_mean(name, SECTIONS.into_iter().chain(["default"]));
-                format!("unknown section '{name}'{hint} Known: default, {}.", SECTIONS.join(", "))
+                let hint = did_you_mean(name, SECTIONS.into_iter().chain(["default", "preprocess"]));
+                format!("unknown section '{name}'{hint} Known: default, preprocess, {}.", SECTIONS.join(", "))
             }
         };
         Err(self.error(key.line, full_stop(reason)))
@@ -300,7 +302,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The pairs of a mapping; nothing at all is an empty one.
-    fn mapping<'n>(&self, node: &'n Node, what: &str) -> Result<&'n [(Key, Node)]> {
+    pub(super) fn mapping<'n>(&self, node: &'n Node, what: &str) -> Result<&'n [(Key, Node)]> {
         match &node.value {
             Value::Map(pairs) => Ok(pairs),
             Value::Null => Ok(&[]),
@@ -311,7 +313,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn choice<T: Copy>(&self, node: &Node, what: &str, names: &[(&str, T)]) -> Result<T> {
+    pub(super) fn choice<T: Copy>(&self, node: &Node, what: &str, names: &[(&str, T)]) -> Result<T> {
         let known: Vec<&str> = names.iter().map(|(n, _)| *n).collect();
         let Value::Text(text) = &node.value else {
             return Err(self.wrong(node.line, what, &format!("one of {}", known.join(", ")), &node.value));
@@ -322,14 +324,14 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn boolean(&self, key: &Key, node: &Node) -> Result<bool> {
+    pub(super) fn boolean(&self, key: &Key, node: &Node) -> Result<bool> {
         match node.value {
             Value::Bool(v) => Ok(v),
             ref other => Err(self.wrong(node.line, &key.name, "true or false", other)),
         }
     }
 
-    fn integer<T: TryFrom<i64>>(&self, key: &Key, node: &Node, low: i64, high: i64) -> Result<T> {
+    pub(super) fn integer<T: TryFrom<i64>>(&self, key: &Key, node: &Node, low: i64, high: i64) -> Result<T> {
         let range = format!("a whole number from {low} to {high}");
         match node.value {
             Value::Int(v) if (low..=high).contains(&v) => {
@@ -340,7 +342,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A number in (low, 1].
-    fn fraction(&self, key: &Key, node: &Node, low: f64) -> Result<f64> {
+    pub(super) fn fraction(&self, key: &Key, node: &Node, low: f64) -> Result<f64> {
         let value = match node.value {
             Value::Int(v) => v as f64,
             Value::Float(v) => v,
@@ -352,17 +354,17 @@ impl<'a> Reader<'a> {
         Err(self.wrong(node.line, &key.name, &format!("a number above {low} and at most 1"), &node.value))
     }
 
-    fn wrong(&self, line: u64, name: &str, wanted: &str, found: &Value) -> ConfigError {
+    pub(super) fn wrong(&self, line: u64, name: &str, wanted: &str, found: &Value) -> ConfigError {
         self.error(line, format!("{name} must be {wanted}, but it is {}.", found.describe()))
     }
 
-    fn unknown_key(&self, key: &Key, what: &str, known: &[&str]) -> ConfigError {
+    pub(super) fn unknown_key(&self, key: &Key, what: &str, known: &[&str]) -> ConfigError {
         let hint = did_you_mean(&key.name, known.iter().copied());
         let reason = format!("unknown {what} '{}'{hint} Known: {}.", key.name, known.join(", "));
         self.error(key.line, full_stop(reason))
     }
 
-    fn error(&self, line: u64, reason: String) -> ConfigError {
+    pub(super) fn error(&self, line: u64, reason: String) -> ConfigError {
         ConfigError::Invalid { file: self.file.to_owned(), line, reason }
     }
 

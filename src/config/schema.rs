@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::defaults;
+use super::preprocess::Preprocessing;
 use crate::vit::Site;
 
 /// Weights of the Linear layers, and the LayerNorm outputs.
@@ -259,6 +260,9 @@ pub struct Config {
     pub residual_layer: Section,
     /// Everything else.
     pub extra_layer: Section,
+    /// How the model wants its images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preprocess: Option<Preprocessing>,
     /// See [`Config::notes`].
     pub notes: Vec<String>,
 }

@@ -22,8 +22,8 @@ pub(super) enum Value {
     Float(f64),
     /// Text.
     Text(String),
-    /// A list; only its presence matters, for no key takes one.
-    List,
+    /// A list.
+    List(Vec<Node>),
     /// Keys in the file's order.
     Map(Vec<(Key, Node)>),
 }
@@ -46,7 +46,7 @@ impl Value {
             Self::Int(v) => format!("`{v}`"),
             Self::Float(v) => format!("`{v}`"),
             Self::Text(v) => format!("'{v}'"),
-            Self::List => "a list".to_owned(),
+            Self::List(_) => "a list".to_owned(),
             Self::Map(_) => "a mapping".to_owned(),
         }
     }

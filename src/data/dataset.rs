@@ -152,6 +152,15 @@ impl Dataset {
         }
     }
 
+    /// Bytes of the file that sample `index` is in; 0 past the end, or if the file is gone.
+    pub fn file_size(&self, index: usize) -> u64 {
+        let file = match &self.source {
+            Source::Images { entries, .. } => self.order.get(index).and_then(|&i| entries.get(i)).map(|e| e.path.as_path()),
+            Source::Arrays(_) => Some(self.path.as_path()),
+        };
+        file.and_then(|f| std::fs::metadata(f).ok()).map_or(0, |m| m.len())
+    }
+
     /// Reads sample `index`, counted from 0.
     ///
     /// # Errors
@@ -164,7 +173,7 @@ impl Dataset {
         match &self.source {
             Source::Images { entries, preprocess, channels } => {
                 let entry = entries.get(i).ok_or_else(out_of_range)?;
-                let pixels = decode::decode(&entry.path, *channels)?;
+                let pixels = decode::decode(&entry.path, *channels, preprocess.exif_orientation)?;
                 let image = preprocess
                     .apply(&pixels, *channels)
                     .map_err(|source| DataError::UnfitImage { path: entry.path.clone(), source })?;

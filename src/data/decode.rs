@@ -2,12 +2,12 @@
 //!
 //! Two differences from Pillow remain: the JPEG decoder (zune-jpeg, not libjpeg-turbo) rounds its inverse transform and
 //! its chroma upsampling its own way, which moves single pixels by one or two steps; and CMYK is converted by the
-//! decoder. Like timm's datasets, nothing here turns an image by its EXIF orientation; [`decode`] is where that would go.
+//! decoder, which takes the inks as inverted, as Adobe writes them and every program since.
 
 use std::io::Cursor;
 use std::path::Path;
 
-use image::{DynamicImage, ImageFormat, ImageReader};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 
 use super::error::DataError;
 
@@ -56,8 +56,9 @@ pub(super) fn is_image(head: &[u8]) -> bool {
     head.starts_with(&[0xff, 0xd8, 0xff]) || head.starts_with(b"\x89PNG\r\n\x1a\n")
 }
 
-/// Reads and decodes one JPEG or PNG file; the content decides which, not the name.
-pub(super) fn decode(path: &Path, channels: Channels) -> Result<Pixels, DataError> {
+/// Reads and decodes one JPEG or PNG file; the content decides which, not the name. `turn` is whether the EXIF orientation is
+/// applied, as Pillow's `ImageOps.exif_transpose` does.
+pub(super) fn decode(path: &Path, channels: Channels, turn: bool) -> Result<Pixels, DataError> {
     let bytes = std::fs::read(path).map_err(|e| DataError::read(path, &e))?;
     let corrupt = |reason: String| DataError::CorruptImage { path: path.to_path_buf(), reason };
     if bytes.is_empty() {
@@ -73,7 +74,13 @@ pub(super) fn decode(path: &Path, channels: Channels) -> Result<Pixels, DataErro
         return Err(corrupt("the JPEG data is cut off before its end marker".to_owned()));
     }
     reader.set_format(format);
-    let image = reader.decode().map_err(|e| corrupt(e.to_string()))?;
+    let mut decoder = reader.into_decoder().map_err(|e| corrupt(e.to_string()))?;
+    // Damaged metadata of an intact image are no reason to refuse it; Pillow does not either.
+    let orientation = if turn { decoder.orientation().ok() } else { None };
+    let mut image = DynamicImage::from_decoder(decoder).map_err(|e| corrupt(e.to_string()))?;
+    if let Some(orientation) = orientation {
+        image.apply_orientation(orientation);
+    }
     if image.width() == 0 || image.height() == 0 {
         return Err(corrupt("it has no pixels".to_owned()));
     }

@@ -98,7 +98,7 @@ pub enum DataError {
         source: PreprocessError,
     },
     /// Images, but no word on how the model wants them.
-    #[error("{}: these are images, and how the model wants them is not known. Say it with --preprocess imagenet (DeiT and most others), inception (the augreg ViTs), clip or none.", path.display())]
+    #[error("{}: these are images, and how the model wants them is not known. Say it with --preprocess imagenet (DeiT and most others), inception (the augreg ViTs), clip or none, with a file (YAML, timm's config.json, preprocessor_config.json), or in a section `preprocess` of the configuration.", path.display())]
     NeedsPreprocess {
         /// The dataset's path.
         path: PathBuf,

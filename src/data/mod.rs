@@ -15,7 +15,7 @@ pub use arrays::{NamedArray, read_arrays, save_npz};
 pub use dataset::{Dataset, InputSpec, Options, Sample};
 pub use decode::Channels;
 pub use error::DataError;
-pub use preprocess::{Interpolation, Preprocess, PreprocessError};
+pub use preprocess::{CropMode, Interpolation, PRESETS, Preprocess, PreprocessError};
 
 #[cfg(test)]
 mod tests;

@@ -3,11 +3,13 @@
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use ndarray::Array3;
+use serde::{Deserialize, Serialize};
 
 use super::decode::{Channels, Pixels};
 
 /// The filter of the resize. All are antialiased: when shrinking, the filter widens with the factor, as in Pillow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Interpolation {
     /// Pillow's BILINEAR, a triangle.
     Bilinear,
@@ -18,19 +20,48 @@ pub enum Interpolation {
     Lanczos,
 }
 
+impl Interpolation {
+    /// Every filter by timm's name.
+    pub const NAMES: [(&'static str, Self); 3] =
+        [("bicubic", Self::Bicubic), ("bilinear", Self::Bilinear), ("lanczos", Self::Lanczos)];
+}
+
+/// How an image that is no square becomes one: timm's `crop_mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CropMode {
+    /// The short side is resized, the aspect ratio kept, and the ends of the long side are lost.
+    #[default]
+    Center,
+    /// Both sides are resized, each by its own factor.
+    Squash,
+    /// The long side is resized, the aspect ratio kept, and a border of the mean's colour is added.
+    Border,
+}
+
+impl CropMode {
+    /// Every mode by timm's name.
+    pub const NAMES: [(&'static str, Self); 3] = [("center", Self::Center), ("squash", Self::Squash), ("border", Self::Border)];
+}
+
 /// How a model wants its images, in timm's terms.
 ///
-/// The short side is resized to `floor(size / crop_pct)` with the aspect ratio kept, `size × size` is cut from the
-/// centre, and each value becomes `(v / 255 − mean) / std`. That is `transforms_imagenet_eval` of timm 1.0 with
-/// `crop_mode="center"`, on top of torchvision's `Resize` and `CenterCrop`.
+/// The image is resized to `floor(size / crop_pct)` as [`CropMode`] says, `size × size` is cut from the centre, and each value
+/// becomes `(v / 255 − mean) / std`. That is `transforms_imagenet_eval` of timm 1.0, on top of torchvision's `Resize` and
+/// `CenterCrop` and of Pillow's resampling in 8 bits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preprocess {
     /// Side of the square that the model takes, in pixels, at least 1.
     pub size: usize,
     /// Share of the resized short side that the crop keeps, in (0, 1].
     pub crop_pct: f64,
+    /// What happens to an image that is no square.
+    pub crop_mode: CropMode,
     /// The resize filter.
     pub interpolation: Interpolation,
+    /// Whether an image is first turned as its EXIF orientation says. timm itself never turns one; photos straight from a
+    /// camera need it.
+    pub exif_orientation: bool,
     /// Subtracted from R, G, B in [0, 1].
     pub mean: [f32; 3],
     /// Then divides R, G, B; above 0.
@@ -43,7 +74,7 @@ pub struct Preprocess {
 pub enum PreprocessError {
     /// No preset has this name.
     #[error(
-        "unknown preprocessing `{name}`{}. Known: imagenet (ImageNet mean and std: DeiT and most others), inception (0.5 and 0.5: the augreg ViTs), clip (OpenAI's mean and std), none (values in [0, 1]).",
+        "unknown preprocessing `{name}`{} Known: imagenet (ImageNet mean and std: DeiT and most others), inception (0.5 and 0.5: the augreg ViTs), clip (OpenAI's mean and std), none (values in [0, 1]); or a YAML file, timm's config.json, or a preprocessor_config.json.",
         suggestion(name)
     )]
     UnknownPreset {
@@ -99,7 +130,7 @@ pub enum PreprocessError {
 }
 
 /// Names of the presets, in the order in which help lists them.
-const PRESETS: [&str; 4] = ["imagenet", "inception", "clip", "none"];
+pub const PRESETS: [&str; 4] = ["imagenet", "inception", "clip", "none"];
 /// Longest resized short side; guards against typing errors, not against models.
 const MAX_SIZE: usize = 8192;
 /// Longest resized long side.
@@ -111,8 +142,7 @@ fn suggestion(name: &str) -> String {
         .map(|p| (strsim::jaro_winkler(name, p), p))
         .filter(|(s, _)| *s > 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, p)| format!(": did you mean {p}?"))
-        .unwrap_or_default()
+        .map_or_else(|| ".".to_owned(), |(_, p)| format!(": did you mean {p}?"))
 }
 
 impl Preprocess {
@@ -152,7 +182,8 @@ impl Preprocess {
     }
 
     fn with(size: usize, crop_pct: f64, mean: [f32; 3], std: [f32; 3]) -> Self {
-        Self { size, crop_pct, interpolation: Interpolation::Bicubic, mean, std }
+        let (crop_mode, interpolation) = (CropMode::Center, Interpolation::Bicubic);
+        Self { size, crop_pct, crop_mode, interpolation, exif_orientation: true, mean, std }
     }
 
     /// Checks every field against its range.
@@ -173,16 +204,26 @@ impl Preprocess {
         Ok(())
     }
 
-    /// Short side after the resize: timm's `math.floor(size / crop_pct)`.
+    /// Side after the resize (the short one, the long one or both): timm's `math.floor(size / crop_pct)`.
     fn scale_size(&self) -> usize {
         (self.size as f64 / self.crop_pct).floor() as usize
     }
 
-    /// Width and height after the resize, as torchvision's `Resize` computes them: the short side exactly, the long side
-    /// `int(short' · long / short)`, rounded down. The integer division equals Python's division of floats here: the
-    /// quotient is either whole or at least 1/short away from a whole number.
+    /// Width and height after the resize. For [`CropMode::Center`] as torchvision's `Resize` computes them: the short side
+    /// exactly, the long side `int(short' · long / short)`, rounded down. The integer division equals Python's division of
+    /// floats here: the quotient is either whole or at least 1/short away from a whole number. For [`CropMode::Border`] as
+    /// timm's `ResizeKeepRatio` does: both sides `round(side / ratio)`, halves to even, with the ratio of the long side.
     fn resized(&self, width: u32, height: u32) -> Result<(u32, u32), PreprocessError> {
         let target = self.scale_size();
+        match self.crop_mode {
+            CropMode::Center => {}
+            CropMode::Squash => return Ok((target as u32, target as u32)),
+            CropMode::Border => {
+                let ratio = f64::from(width.max(height)) / target as f64;
+                let side = |n: u32| ((f64::from(n) / ratio).round_ties_even() as u32).max(1);
+                return Ok((side(width), side(height)));
+            }
+        }
         let (short, long) = (u64::from(width.min(height)), u64::from(width.max(height)));
         let new_long = target as u64 * long / short.max(1);
         if new_long > MAX_LONG {
@@ -199,19 +240,27 @@ impl Preprocess {
         self.validate()?;
         let (width, height) = self.resized(image.width, image.height)?;
         let resized = resize(image, width, height, channels, self.interpolation)?;
-        let (w, n, c) = (width as usize, self.size, channels.count());
-        // crop_pct ≤ 1, so the crop always fits.
-        let left = centre_round_half_even(w, n);
-        let top = centre_round_half_even(height as usize, n);
+        let (w, h, n, c) = (width as usize, height as usize, self.size, channels.count());
+        let (columns, rows) = (window(w, n), window(h, n));
         let (mean, std) = match channels {
             Channels::Rgb => (self.mean, self.std),
             Channels::Grey => ([self.mean.iter().sum::<f32>() / 3.0; 3], [self.std.iter().sum::<f32>() / 3.0; 3]),
         };
+        // The border's colour: round(255 · mean) of Python.
+        let fill = mean.map(|m| (f64::from(m) * 255.0).round_ties_even().clamp(0.0, 255.0) as u8);
         Ok(Array3::from_shape_fn((c, n, n), |(k, y, x)| {
-            let v = resized.get(((top + y) * w + left + x) * c + k).copied().unwrap_or(0);
+            let at = rows(y).zip(columns(x)).and_then(|(y, x)| resized.get((y * w + x) * c + k));
+            let v = at.copied().unwrap_or(fill[k]);
             (f32::from(v) / 255.0 - mean[k]) / std[k]
         }))
     }
+}
+
+/// From a place in the crop to the place in `length` pixels, or `None` in the border: a long side is cut on both ends, a short one
+/// padded, the odd pixel at the end.
+fn window(length: usize, crop: usize) -> impl Fn(usize) -> Option<usize> {
+    let (skip, pad) = (centre_round_half_even(length, crop), crop.saturating_sub(length) / 2);
+    move |i| (i + skip).checked_sub(pad).filter(|&at| at < length)
 }
 
 /// `int(round((length − crop) / 2.0))` of Python, which rounds halves to even.

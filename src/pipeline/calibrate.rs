@@ -4,7 +4,7 @@ use ndarray::ArrayD;
 
 use super::{PipelineError, Samples, Source};
 use crate::calib::run::{Named, OnValue};
-use crate::calib::{self, Progress, Stats};
+use crate::calib::{self, Part, Progress, Selection, Stats, TapSpec};
 use crate::config::Config;
 use crate::quant;
 use crate::runtime::tract::{Engine, EngineOptions, Session};
@@ -20,8 +20,52 @@ pub fn engine_of(source: &Source, config: &Config, options: &EngineOptions) -> R
     Engine::new(&source.model, &taps, options).map_err(failed)
 }
 
-/// Runs the samples through [`engine_of`]'s executor and records what the configuration needs: the same bytes on any number of
-/// threads.
+/// One calibration: what is observed, by which executor, on which samples.
+pub struct Calibration<'a> {
+    /// The model.
+    pub source: &'a Source,
+    /// What wants to be observed.
+    pub config: &'a Config,
+    /// [`engine_of`] both.
+    pub engine: &'a Engine,
+    /// The data set.
+    pub samples: &'a Samples,
+    /// Workers.
+    pub threads: usize,
+    /// Is told how far it is.
+    pub progress: &'a dyn Progress,
+}
+
+impl Calibration<'_> {
+    /// Statistics of a part of the data set: the same bytes on any number of threads; all parts merged are the whole.
+    ///
+    /// # Errors
+    /// The first failure by sample order.
+    pub fn run(&self, part: Part) -> Result<Stats, PipelineError> {
+        self.check_batch()?;
+        let samples = Selection::part(self.samples, part);
+        Ok(calib::calibrate(self.engine, &self.taps(), &samples, self.source.digest(), self.threads, self.progress)?)
+    }
+
+    pub(super) fn taps(&self) -> Vec<TapSpec> {
+        quant::recordings(&self.source.vit.sites, self.config)
+    }
+
+    pub(super) fn check_batch(&self) -> Result<(), PipelineError> {
+        let (found, batch) = (self.samples.dataset().len(), self.samples.batch());
+        if found >= batch {
+            return Ok(());
+        }
+        Err(PipelineError::Input {
+            path: self.source.path.clone(),
+            what: format!(
+                "the model is fixed to batches of {batch}, and there are only {found} calibration samples: give more, or export the model with an open batch"
+            ),
+        })
+    }
+}
+
+/// Runs all samples through [`engine_of`]'s executor and records what the configuration needs.
 ///
 /// # Errors
 /// The first failure by sample order.
@@ -33,18 +77,7 @@ pub fn calibrate(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Stats, PipelineError> {
-    let taps = quant::recordings(&source.vit.sites, config);
-    if samples.dataset().len() < samples.batch() {
-        return Err(PipelineError::Input {
-            path: source.path.clone(),
-            what: format!(
-                "the model is fixed to batches of {}, and there are only {} calibration samples: give more, or export the model with an open batch",
-                samples.batch(),
-                samples.dataset().len()
-            ),
-        });
-    }
-    Ok(calib::calibrate(engine, &taps, samples, source.digest(), threads, progress)?)
+    Calibration { source, config, engine, samples, threads, progress }.run(Part::WHOLE)
 }
 
 /// Runs a session on owned arrays.

@@ -77,7 +77,7 @@ pub fn runnable(path: &Path, model: Model, options: &EngineOptions) -> Result<En
     Engine::new(&model, &[], options).map_err(failed)
 }
 
-/// Runs samples in parallel, calls `each` with every group's outputs, and returns what it gave, in the samples' order.
+/// Runs samples in parallel (without those that are skipped), calls `each` with every group's outputs, and returns what it gave, in the samples' order.
 fn each_group<T: Send>(
     engines: &[&Engine],
     samples: &Samples,
@@ -87,7 +87,7 @@ fn each_group<T: Send>(
     each: impl Fn(&Group, Vec<Named>) -> Result<T, PipelineError> + Sync,
 ) -> Result<Vec<T>, PipelineError> {
     let (next, done, failed_at) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
-    let results: Mutex<BTreeMap<usize, Result<T, PipelineError>>> = Mutex::new(BTreeMap::new());
+    let results: Mutex<BTreeMap<usize, Result<Option<T>, PipelineError>>> = Mutex::new(BTreeMap::new());
     let put = |g, r| {
         results.lock().unwrap_or_else(PoisonError::into_inner).insert(g, r);
     };
@@ -99,7 +99,8 @@ fn each_group<T: Send>(
             if g >= groups || g > failed_at.load(Ordering::Acquire) {
                 return;
             }
-            let result = run_group(engines, &mut sessions, samples, g).and_then(|(group, out)| each(&group, out));
+            let result = run_group(engines, &mut sessions, samples, g)
+                .and_then(|ran| ran.map(|(group, out)| each(&group, out)).transpose());
             if result.is_err() {
                 failed_at.fetch_min(g, Ordering::AcqRel);
             }
@@ -115,7 +116,8 @@ fn each_group<T: Send>(
             }
         }),
     }
-    results.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
+    let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    results.into_values().filter_map(Result::transpose).collect()
 }
 
 fn run_group<'e>(
@@ -123,15 +125,15 @@ fn run_group<'e>(
     sessions: &mut Vec<Session<'e>>,
     samples: &Samples,
     g: usize,
-) -> Result<(Group, Vec<Named>), PipelineError> {
-    let group = samples.group(g)?;
+) -> Result<Option<(Group, Vec<Named>)>, PipelineError> {
+    let Some(group) = samples.group_or_skip(g)? else { return Ok(None) };
     let failed = |source| PipelineError::Sample { sample: group.names.join(", "), source };
     while let Some(engine) = engines.get(sessions.len()) {
         sessions.push(engine.session().map_err(failed)?);
     }
     let run = |s: &mut Session<'e>| feed(s, &group.inputs, &mut |_, _, _| {});
     let out = sessions.iter_mut().map(run).collect::<Result<Vec<Named>, _>>().map_err(failed)?;
-    Ok((group, out))
+    Ok(Some((group, out)))
 }
 
 /// Every sample's outputs, in the samples' order; they are all kept.

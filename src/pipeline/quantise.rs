@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{PipelineError, Source};
-use crate::calib::Stats;
+use crate::calib::{self, Stats};
 use crate::config::Config;
 use crate::fs::write_atomic;
 use crate::ir::{Dim, Edit, Model, NodeKind, Type, Value, ValueInfo};
@@ -126,6 +126,35 @@ pub fn write_plan(plan: &QuantPlan, path: &Path) -> Result<(), PipelineError> {
 pub fn read_stats(path: &Path) -> Result<Stats, PipelineError> {
     let bytes = std::fs::read(path).map_err(|source| PipelineError::File { path: path.to_owned(), source })?;
     Stats::from_bytes(&bytes).map_err(|source| PipelineError::Stats { path: path.to_owned(), source })
+}
+
+/// Merges statistics of shards, in any order: the bytes of one run over all of them.
+///
+/// # Errors
+/// When a file cannot be read, or holds statistics of another run than the first, or of samples that an earlier one has.
+pub fn merge_stats(paths: &[impl AsRef<Path>]) -> Result<Stats, PipelineError> {
+    let mut merged: Option<Stats> = None;
+    for path in paths {
+        let path = path.as_ref();
+        let next = read_stats(path)?;
+        merged = Some(match merged {
+            None => next,
+            Some(stats) => stats.merge(next).map_err(|source| PipelineError::Stats { path: path.to_owned(), source })?,
+        });
+    }
+    merged.ok_or_else(|| calib::Error::Merge("none are given".to_owned()).into())
+}
+
+/// Statistics of shards that are still missing, as a sentence; `None` when every sample of the data set was tried.
+pub fn missing_note(stats: &Stats) -> Option<String> {
+    let missing = stats.missing();
+    (missing > 0).then(|| {
+        format!(
+            "the statistics cover {} of {} samples: merge those of the other shards into them with `vitq merge`",
+            stats.total() - missing,
+            stats.total()
+        )
+    })
 }
 
 /// Writes statistics.

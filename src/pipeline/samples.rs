@@ -1,28 +1,36 @@
 //! Data as a model takes it: one array an input, batch axis in front.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use ndarray::{ArrayD, Axis, concatenate};
 use sha2::{Digest as _, Sha256};
 
 use super::PipelineError;
 use crate::calib::run::{Failure, Named};
-use crate::calib::{Digest, SampleSource};
-use crate::data::{Channels, DataError, Dataset, InputSpec, Options, Preprocess};
+use crate::calib::{Digest, SampleSource, Stats};
+use crate::config::{self, Preprocessing};
+use crate::data::{Channels, DataError, Dataset, InputSpec, Options, PRESETS, Preprocess};
 use crate::ir::{Dim, Model, NodeKind, Value};
 use crate::runtime::tract::EngineOptions;
 
 /// What a user says of the data.
 #[derive(Debug, Clone, Default)]
 pub struct DataOptions {
-    /// Name of a preprocessing preset: `imagenet`, `inception`, `clip` or `none`. Needed for images.
+    /// Name of a preprocessing preset (`imagenet`, `inception`, `clip` or `none`) or a file that
+    /// [`config::load_preprocessing`] reads. Needed for images, unless `section` is there.
     pub preprocess: Option<String>,
+    /// The configuration's section, used where `preprocess` is absent.
+    pub section: Option<Preprocessing>,
     /// Side of the model's input image in pixels; the model's own when it is fixed.
     pub input_size: Option<usize>,
     /// Share of the resized image that the centre crop keeps, in (0, 1]; the preset's own when absent.
     pub crop_pct: Option<f64>,
     /// At most this many samples.
     pub limit: Option<usize>,
+    /// Whether an image that cannot be decoded is left out instead of being an error.
+    pub skip_corrupt: bool,
 }
 
 /// How a model is fed.
@@ -38,6 +46,7 @@ pub struct Feed {
     /// Why the model takes no images.
     no_image: String,
     options: DataOptions,
+    preprocessing: Option<Preprocessing>,
 }
 
 impl Feed {
@@ -83,6 +92,7 @@ impl Feed {
             image: None,
             no_image: String::new(),
             options: options.clone(),
+            preprocessing: preprocessing(options)?,
         };
         match feed.find_image().map_err(fail)? {
             Ok(image) => feed.image = Some(image),
@@ -111,7 +121,11 @@ impl Feed {
                 input.shape.len() + 1
             )));
         };
-        let asked = self.options.input_size;
+        let said = self.preprocessing.as_ref().and_then(|p| p.input_size);
+        let (asked, by) = match self.options.input_size {
+            Some(n) => (Some(n), "--input-size"),
+            None => (said, "the preprocessing's input_size"),
+        };
         let size = match (height, width, asked) {
             (Some(h), Some(w), _) if h != w => {
                 return Ok(Err(format!(
@@ -120,7 +134,7 @@ impl Feed {
             }
             (Some(n), _, Some(asked)) | (_, Some(n), Some(asked)) if n != asked => {
                 return Err(format!(
-                    "--input-size {asked} was given, but the model's input '{name}' takes {n} × {n} pixels: leave --input-size out, or export the model for {asked} × {asked}"
+                    "{by} {asked} was given, but the model's input '{name}' takes {n} × {n} pixels: leave {by} out, or export the model for {asked} × {asked}"
                 ));
             }
             (Some(n), ..) | (_, Some(n), _) | (None, None, Some(n)) => n,
@@ -195,14 +209,14 @@ impl Feed {
     /// When there is no such data, or it does not fit the model.
     pub fn open(&self, path: &Path) -> Result<Samples, PipelineError> {
         let mut preprocess = None;
-        if let (Some(name), false) = (&self.options.preprocess, is_array(path)) {
+        if let (Some(wanted), false) = (&self.preprocessing, is_array(path)) {
             let Some((size, _)) = self.image else {
                 return Err(PipelineError::Input {
                     path: self.path.clone(),
                     what: format!("the model takes no images: {}", self.no_image),
                 });
             };
-            let mut p = Preprocess::preset(name, size)?;
+            let mut p = wanted.resolve(size)?;
             if let Some(crop) = self.options.crop_pct {
                 p.crop_pct = crop;
             }
@@ -220,7 +234,29 @@ impl Feed {
             return Err(DataError::EmptyFolder { path: path.to_owned(), ignored: 0 }.into());
         }
         let inputs = self.inputs.iter().map(|i| i.name.clone()).collect();
-        Ok(Samples { dataset, inputs, batch: self.batch, preprocess })
+        Ok(Samples {
+            dataset,
+            inputs,
+            batch: self.batch,
+            preprocess,
+            skip_corrupt: self.options.skip_corrupt,
+            skipped: Mutex::default(),
+            digest: OnceLock::new(),
+        })
+    }
+}
+
+/// What the user says of the preprocessing: a preset goes before a file of the same name.
+fn preprocessing(options: &DataOptions) -> Result<Option<Preprocessing>, PipelineError> {
+    match &options.preprocess {
+        None => Ok(options.section.clone()),
+        Some(name) if !PRESETS.contains(&name.as_str()) && Path::new(name).is_file() => {
+            Ok(Some(config::load_preprocessing(Path::new(name))?))
+        }
+        Some(name) => {
+            Preprocess::preset(name, 1)?;
+            Ok(Some(Preprocessing::preset(name)))
+        }
     }
 }
 
@@ -236,6 +272,10 @@ pub struct Samples {
     inputs: Vec<String>,
     batch: usize,
     preprocess: Option<Preprocess>,
+    skip_corrupt: bool,
+    /// Why groups were skipped, in words.
+    skipped: Mutex<BTreeMap<usize, String>>,
+    digest: OnceLock<Digest>,
 }
 
 /// One batch as the model takes it.
@@ -268,6 +308,43 @@ impl Samples {
     /// The samples of a calibration that whole batches leave over.
     pub fn left_over(&self) -> usize {
         if self.dataset.len() < self.batch { 0 } else { self.dataset.len() % self.batch }
+    }
+
+    /// Reads group `g` as [`Samples::group`] does; `None` if an image in it cannot be decoded and such are to be skipped.
+    ///
+    /// # Errors
+    /// When a sample cannot be read.
+    pub fn group_or_skip(&self, g: usize) -> Result<Option<Group>, DataError> {
+        match self.group(g) {
+            Err(e @ (DataError::CorruptImage { .. } | DataError::UnfitImage { .. })) if self.skip_corrupt => {
+                self.skipped.lock().unwrap_or_else(PoisonError::into_inner).insert(g, e.to_string());
+                Ok(None)
+            }
+            other => other.map(Some),
+        }
+    }
+
+    /// What `--skip-corrupt` left out of a calibration, one sentence; the same whatever the threads and however often the
+    /// calibration was resumed, save that a reason is known only of what this run has tried itself.
+    pub fn skipped_note(&self, stats: &Stats) -> Option<String> {
+        const NAMED: usize = 10;
+        let skipped = stats.skipped();
+        if skipped.is_empty() {
+            return None;
+        }
+        let reasons = self.skipped.lock().unwrap_or_else(PoisonError::into_inner);
+        let why = |&index: &u64| {
+            let group = usize::try_from(index).unwrap_or(usize::MAX);
+            let known = reasons.get(&group).map(|r| r.trim_end_matches('.').to_owned());
+            known.unwrap_or_else(|| self.name(group))
+        };
+        let mut list: Vec<String> = skipped.iter().take(NAMED).map(why).collect();
+        if skipped.len() > NAMED {
+            list.push(format!("and {} more", skipped.len() - NAMED));
+        }
+        let what = if self.batch == 1 { "samples" } else { "batches" };
+        let seen = stats.samples().len() + skipped.len();
+        Some(format!("{} of {seen} {what} were skipped: {}", skipped.len(), list.join("; ")))
     }
 
     /// Reads group `g`; a short last group is padded with its last sample.
@@ -319,7 +396,7 @@ impl SampleSource for Samples {
     }
 
     fn get(&self, i: usize) -> Result<Option<Named>, Failure> {
-        Ok(Some(self.group(i)?.inputs))
+        Ok(self.group_or_skip(i)?.map(|group| group.inputs))
     }
 
     fn name(&self, i: usize) -> String {
@@ -327,12 +404,15 @@ impl SampleSource for Samples {
     }
 
     fn digest(&self) -> Digest {
-        let mut hash = Sha256::new();
-        hash.update(format!("{:?} {} {}\n", self.preprocess, self.batch, self.dataset.len()));
-        for i in 0..self.dataset.len() {
-            hash.update(self.dataset.name(i).unwrap_or_default());
-            hash.update("\n");
-        }
-        Digest(hash.finalize().into())
+        // Names and file sizes, not contents: those would be read twice. Nothing of where the folder is.
+        *self.digest.get_or_init(|| {
+            let mut hash = Sha256::new();
+            hash.update(format!("{:?} {} {}\n", self.preprocess, self.batch, self.dataset.len()));
+            for i in 0..self.dataset.len() {
+                hash.update(self.dataset.name(i).unwrap_or_default());
+                hash.update(format!("\n{}\n", self.dataset.file_size(i)));
+            }
+            Digest(hash.finalize().into())
+        })
     }
 }

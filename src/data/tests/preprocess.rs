@@ -133,3 +133,70 @@ fn a_jpeg_is_decoded_within_two_steps() {
         }
     }
 }
+
+/// The border and the squash of timm, in plain arithmetic: nothing is resized where the sizes are equal already.
+#[test]
+fn crop_modes_place_the_image_as_timm_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.png");
+    let image = RgbImage::from_fn(5, 2, |x, y| Rgb([(10 * x + y) as u8; 3]));
+    image.save(&path).unwrap();
+    let at = |p: Preprocess| first(&path, &images(p)).mapv(|v| (v * 255.0).round() as i32);
+    // 5 × 2 in 5 × 5: one row above, two below (the odd one at the end), in the colour of the mean.
+    let border = Preprocess { crop_mode: CropMode::Border, ..Preprocess::none(5) };
+    let a = at(Preprocess { mean: [0.25, 0.0, 0.0], ..border.clone() });
+    let rows = |y: usize| (0..5).map(|x| a[[1, y, x]]).collect::<Vec<_>>();
+    assert_eq!((rows(0), rows(3), rows(4)), (vec![0; 5], vec![0; 5], vec![0; 5]));
+    assert_eq!((rows(1), rows(2)), (vec![0, 10, 20, 30, 40], vec![1, 11, 21, 31, 41]));
+    // round(255 · 0.25) = 64, less the mean of 63.75.
+    assert_eq!((a[[0, 0, 0]], a[[0, 1, 1]]), (0, 10 - 64));
+    // 6 × 4 resized to 6 and cropped to 5 (crop_pct 0.8): the long side loses (6 − 5) / 2 = 0.5 → 0 pixels at its start.
+    let wide = RgbImage::from_fn(6, 4, |x, y| Rgb([(10 * x + y) as u8; 3]));
+    wide.save(&path).unwrap();
+    let a = at(Preprocess { crop_pct: 0.8, ..border });
+    assert_eq!((a[[0, 0, 0]], a[[0, 3, 4]], a[[0, 4, 0]]), (0, 43, 0));
+    // Squash takes both sides to the size: a column keeps its grey whatever the height.
+    let columns = RgbImage::from_fn(4, 9, |x, _| Rgb([(50 * x) as u8; 3]));
+    columns.save(&path).unwrap();
+    let a = at(Preprocess { crop_mode: CropMode::Squash, ..Preprocess::none(4) });
+    for x in 0..4 {
+        assert_eq!((0..4).map(|y| a[[0, y, x]]).collect::<Vec<_>>(), vec![50 * x as i32; 4]);
+    }
+}
+
+/// All eight orientations of a JPEG with an EXIF segment, against the definition: which corner the stored first row and column are.
+#[test]
+fn exif_orientations_turn_the_image_upright() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.jpg");
+    let mut jpeg = Vec::new();
+    // Quadrants large enough that the JPEG keeps their grey: 20 40 over 60 80.
+    let stored = GrayImage::from_fn(32, 32, |x, y| Luma([20 + 20 * (x / 16) as u8 + 40 * (y / 16) as u8]));
+    image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 100).encode_image(&stored).unwrap();
+    let read = |orientation: u8, p: &Preprocess| {
+        let mut bytes = jpeg[..2].to_vec();
+        bytes.extend([0xff, 0xe1, 0, 34]);
+        bytes.extend(b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0");
+        bytes.extend([orientation, 0, 0, 0, 0, 0, 0, 0]);
+        bytes.extend(&jpeg[2..]);
+        fs::write(&path, bytes).unwrap();
+        let a = first(&path, &images(p.clone()));
+        [(8, 8), (8, 24), (24, 8), (24, 24)].map(|(y, x)| (a[[0, y, x]] * 255.0 / 10.0).round() as i32 * 10)
+    };
+    let upright = [
+        (1, [20, 40, 60, 80]),
+        (2, [40, 20, 80, 60]), // mirrored left to right
+        (3, [80, 60, 40, 20]), // half a turn
+        (4, [60, 80, 20, 40]), // mirrored top to bottom
+        (5, [20, 60, 40, 80]), // transposed
+        (6, [60, 20, 80, 40]), // a quarter turn clockwise sets it right
+        (7, [80, 40, 60, 20]), // transversed
+        (8, [40, 80, 20, 60]), // a quarter turn counter-clockwise sets it right
+        (9, [20, 40, 60, 80]), // no such orientation
+    ];
+    for (orientation, expected) in upright {
+        assert_eq!(read(orientation, &Preprocess::none(32)), expected, "orientation {orientation}");
+        let as_stored = Preprocess { exif_orientation: false, ..Preprocess::none(32) };
+        assert_eq!(read(orientation, &as_stored), [20, 40, 60, 80]);
+    }
+}
