@@ -138,9 +138,12 @@ def export(name, how, path, phase):
         phase(f"export {how}")
         part = path.with_suffix(".part")
         zoo.export(model, size, part, how)
+        phase(f"check {how}")
+        zoo.check(model, size, part)
     except MemoryError:
         raise
     except Exception as e:
+        part.unlink(missing_ok=True)
         return {"export": str(how), "error": jobs.one_line(e)}
     part.rename(path)
     parameters = sum(p.numel() for p in model.parameters())
@@ -175,6 +178,12 @@ def compile_and_run(a, binary, path, folder, result, phase):
         convolutions=seen["convolutions"], linears=seen["linears"], ops=seen["ops"], left_alone=seen["ops_left_alone"],
         kinds=sorted({b.get("kind", "") for b in seen["blocks"]}), bytes=seen["bytes"],
     )  # fmt: skip
+    phase("original")
+    x = zoo.images(4, result["size"], seed=2)
+    reference = zoo.run_ort(path, x)
+    if not np.isfinite(reference).all():
+        result.update(error="the original's logits are not finite", phase="original")
+        return
     phase("compile")
     calib, out = folder / "calib.npy", folder / "out.onnx"
     np.save(calib, zoo.images(4, result["size"], seed=1))
@@ -185,16 +194,11 @@ def compile_and_run(a, binary, path, folder, result, phase):
         result.update(error=failure(done), phase="compile")
         return
     phase("run")
-    x = zoo.images(4, result["size"], seed=2)
-    reference = zoo.run_ort(path, x)
-    if not np.isfinite(reference).all():
-        result.update(error="the original's logits are not finite", phase="original")
-        return
     got = zoo.run_ort(out, x)
     result["sqnr"] = round(min(zoo.sqnr_db(reference, got), 999.0), 2) if np.isfinite(got).all() else None
     result["size_ratio"] = round(out.stat().st_size / path.stat().st_size, 3)
     if result["sqnr"] is None or math.isnan(result["sqnr"]):
-        result.update(error="the result's logits are not finite", phase="run")
+        result.update(sqnr=None, error="the result's logits are not finite", phase="run")
 
 
 def vitq(binary, *args):

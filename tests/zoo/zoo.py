@@ -13,6 +13,8 @@ CLASSES = 10
 FAMILIES = [
     "vision_transformer", "deit", "beit", "eva", "swin_transformer", "swin_transformer_v2", "cait", "resnet",
 ]  # fmt: skip
+# Heads of k and v in the first block and in the middle of the network.
+SAPIENS2_HEADS = {"base": (12, 12), "large": (16, 8), "huge": (16, 8), "giant": (24, 12), "5b": (32, 16)}
 LARGEST = 256  # side of the input image above which a smaller one is asked for
 
 
@@ -78,6 +80,8 @@ def small_depth(name):
         return {"depths": (2, 2, 2, 2)}
     if kind == "resnet":
         return {"layers": (1, 1, 1, 1)}
+    if "sapiens2" in name:  # one block of each kind: with all heads, and with grouped ones where the model has them
+        return {"depth": 2, "num_kv_heads": SAPIENS2_HEADS[name.split("_")[1]]}
     return {"depth": 2}
 
 
@@ -189,12 +193,25 @@ def export(model, size, path, how):
         externalise(path)
 
 
-def externalise(path):
-    """Moves the weights into PATH.data, as dynamo's external_data does."""
+def check(model, size, path):
+    """Raises where onnxruntime does not run the export, or computes something else than torch."""
+    import torch
+
+    x = images(1, size, seed=3)
+    with torch.no_grad():
+        wanted = model(torch.from_numpy(x)).numpy()
+    got = run_ort(path, x)
+    difference = np.abs(wanted - got).max() / np.abs(wanted).max()
+    if not difference < 1e-3:
+        raise ValueError(f"the export computes something else than torch: it differs by {difference:.1e}")
+
+
+def externalise(path, threshold=1024):
+    """Moves the weights of at least `threshold` bytes into PATH.data, as dynamo's external_data does."""
     import onnx
 
     model = onnx.load(path)
-    onnx.save(model, path, save_as_external_data=True, location=Path(path).name + ".data", size_threshold=1024)
+    onnx.save(model, path, save_as_external_data=True, location=Path(path).name + ".data", size_threshold=threshold)
 
 
 def images(n, size, seed):
