@@ -82,7 +82,7 @@ def small_depth(name):
         return {"layers": (1, 1, 1, 1)}
     if "sapiens2" in name:  # one block of each kind: with all heads, and with grouped ones where the model has them
         return {"depth": 2, "num_kv_heads": SAPIENS2_HEADS[name.split("_")[1]]}
-    return {"depth": 2}
+    return {"depth": 2} if kind in FAMILIES or kind.startswith("vision_transformer") else {}
 
 
 @contextlib.contextmanager
@@ -165,14 +165,15 @@ def create(name, seed=0, reduced=True, **more):
 
 
 def expected_blocks(model):
-    """How many transformer blocks the model has: modules of a block's class that hold attention."""
-    return sum(
-        "Block" in type(m).__name__ and any(child.startswith("attn") for child, _ in m.named_children())
-        for m in model.modules()
-    )
+    """How many transformer blocks the model has: modules of a block's class that hold attention and an MLP."""
+
+    def holds(module, *starts):
+        return any(child.startswith(starts) for child, _ in module.named_children())
+
+    return sum("Block" in type(m).__name__ and holds(m, "attn") and holds(m, "mlp", "ffn") for m in model.modules())
 
 
-def export(model, size, path, how):
+def export(model, size, path, how, argument="x"):
     """Writes the model to `path`, whose weights are inside unless `how.external`."""
     import torch
 
@@ -181,7 +182,7 @@ def export(model, size, path, how):
     if how.exporter == "dy":
         args |= {"dynamo": True, "external_data": how.external}
         if symbolic:
-            args["dynamic_shapes"] = {"x": {0: torch.export.Dim("batch", min=1, max=1024)}}
+            args["dynamic_shapes"] = {argument: {0: torch.export.Dim("batch", min=1, max=1024)}}
     else:
         args["dynamo"] = False
         if symbolic:
