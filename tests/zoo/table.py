@@ -3,7 +3,7 @@ import re
 import statistics
 from collections import defaultdict
 
-LOW = 10.0  # dB of logit SQNR below which a compiled model does not count
+LOW = 20.0  # dB of logit SQNR below which a compiled model does not count
 
 
 def verdict(r):
