@@ -39,6 +39,7 @@ def main():
     p.add_argument("--memory", type=float, default=14, help="GB of address space for one process")
     p.add_argument("--keep", type=float, default=250, help="exports above this many MB are not kept")
     p.add_argument("--export-only", action="store_true", help="fill the cache and compile nothing")
+    p.add_argument("--inspect-only", action="store_true", help="recognise and compile nothing")
     p.add_argument("--fresh", action="store_true", help="measure again what this binary has measured")
     p.add_argument("--results", type=Path, help="[default: WORK/results.json]")
     p.add_argument("--table", type=Path, help="write the Markdown table here, from all results")
@@ -178,6 +179,8 @@ def compile_and_run(a, binary, path, folder, result, phase):
         convolutions=seen["convolutions"], linears=seen["linears"], ops=seen["ops"], left_alone=seen["ops_left_alone"],
         kinds=sorted({b.get("kind", "") for b in seen["blocks"]}), bytes=seen["bytes"],
     )  # fmt: skip
+    if a.inspect_only:
+        return
     phase("original")
     x = zoo.images(4, result["size"], seed=2)
     reference = zoo.run_ort(path, x)

@@ -20,6 +20,8 @@ def verdict(r):
     layers = r["ops"].get("Conv", 0) + r["ops"].get("Gemm", 0)
     if not r["expected"] and r["convolutions"] + r["linears"] < layers:
         return "left in float", f"{r['convolutions']} convolutions and {r['linears']} linears of {layers}"
+    if "sqnr" not in r:
+        return "recognised", ""
     if r["sqnr"] < LOW:
         return "low", f"{r['sqnr']} dB"
     return "good", ""
@@ -54,7 +56,7 @@ def markdown(rows, families, target):
     out += ["", "## What is missing", ""]
     groups = defaultdict(list)
     for r in rows:
-        if r["state"] not in ("good", "exported"):
+        if r["state"] not in ("good", "recognised", "exported"):
             groups[r["state"], group(r["reason"])].append(r)
     for (state, _), members in sorted(groups.items(), key=lambda g: (-len(g[1]), g[0])):
         named = ", ".join(f"`{r['model']}`" for r in members)

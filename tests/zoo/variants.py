@@ -10,7 +10,7 @@ SLIM = {"layers": (1, 1, 1, 1), "channels": (16, 16, 32, 32), "stem_width": 8}
 
 @dataclass(frozen=True)
 class Variant:
-    """timm's model, its arguments, and what vitq finds: blocks, and sites (None where no count is agreed yet, so that
+    """timm's model, its arguments, and what vitq finds: blocks (an attention pool is one), and sites (None where no count is agreed yet, so that
     only equality among the exports is asked for)."""
 
     model: str
@@ -44,9 +44,9 @@ VARIANTS = {
     "dinov2_swiglu": v("vit_giant_patch14_reg4_dinov2", TINY | {"mlp_ratio": 4}),
     "clip": v("vit_base_patch16_clip_224", TINY | NARROW),
     "clip_quickgelu": v("vit_base_patch16_clip_quickgelu_224", TINY | NARROW),
-    "siglip": v("vit_base_patch16_siglip_224", TINY | NARROW),
+    "siglip": v("vit_base_patch16_siglip_224", TINY | NARROW, blocks=3),
     "siglip_gap": v("vit_base_patch16_siglip_gap_224", TINY | NARROW),
-    "map_prefix": v("test_vit3", TINY | NARROW),
+    "map_prefix": v("test_vit3", TINY | NARROW, blocks=3),
     # deit
     "deit": v("deit_tiny_patch16_224", TINY | NARROW, sites=48),
     "deit_distilled": v("deit_tiny_distilled_patch16_224", TINY | NARROW),
@@ -61,9 +61,11 @@ VARIANTS = {
     "eva02_post_norm": v("eva02_enormous_patch14_clip_224", ROPE | NARROW),
     "dinov3": v("vit_small_patch16_dinov3", ROPE | NARROW),
     "dinov3_plus": v("vit_small_plus_patch16_dinov3_qkvb", ROPE | NARROW),
-    "sapiens2": v("vit_base_patch16_sapiens2", ROPE | NARROW),
+    "sapiens2": v("vit_base_patch16_sapiens2", ROPE | NARROW | {"num_kv_heads": (2, 2)}),
     "sapiens2_grouped": v("vit_base_patch16_sapiens2", ROPE | NARROW | {"num_heads": 4, "num_kv_heads": (4, 2)}),
-    "pe_core": v("vit_pe_core_tiny_patch16_384", ROPE | NARROW | {"attn_pool_num_heads": 2, "attn_pool_mlp_ratio": 2}),
+    "pe_core": v(
+        "vit_pe_core_tiny_patch16_384", ROPE | NARROW | {"attn_pool_num_heads": 2, "attn_pool_mlp_ratio": 2}, blocks=3
+    ),
     "pe_spatial": v("vit_pe_spatial_tiny_patch16_512", ROPE | NARROW),
     "rope": v("vit_small_patch16_rope_224", ROPE | NARROW),
     "rope_mixed_ape": v("vit_small_patch16_rope_mixed_ape_224", ROPE | NARROW),

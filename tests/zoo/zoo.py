@@ -165,12 +165,13 @@ def create(name, seed=0, reduced=True, **more):
 
 
 def expected_blocks(model):
-    """How many transformer blocks the model has: modules of a block's class that hold attention and an MLP."""
+    """How many blocks vitq is to find: modules of a block's class that hold attention and an MLP, and attention pools."""
 
     def holds(module, *starts):
         return any(child.startswith(starts) for child, _ in module.named_children())
 
-    return sum("Block" in type(m).__name__ and holds(m, "attn") and holds(m, "mlp", "ffn") for m in model.modules())
+    blocks = sum("Block" in type(m).__name__ and holds(m, "attn") and holds(m, "mlp", "ffn") for m in model.modules())
+    return blocks + sum(type(m).__name__ == "AttentionPoolLatent" for m in model.modules())
 
 
 def export(model, size, path, how, argument="x"):
