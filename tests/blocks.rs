@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use vitq::ir::{AttrValue, Edit, Model, NewOp, NodeId, OpName, Tensor, Value};
-use vitq::vit::{Block, Site, Vit, recognise};
+use vitq::vit::{Block, Site, SiteRef, Vit, recognise};
 use vitq::{canon, onnx};
 
 /// The canonical form of the small real model.
@@ -69,7 +69,9 @@ fn every_site_of_every_block_is_found() {
     let blocks = (0..4).flat_map(|b| inside.iter().map(move |&(s, w, n)| ((Some(b), s, w), n)));
     let wanted: BTreeMap<_, _> = blocks.chain(outside.iter().map(|&(s, w)| ((None, s, w), 1))).collect();
     assert_eq!(counts, wanted);
-    let of_blocks: Vec<&Site> = Site::ALL.iter().filter(|s| !s.is_general()).collect();
+    // The others are of families with more between attention and MLP.
+    const ELSEWHERE: [&str; 7] = ["qk_norm", "qk_rope", "talking_heads", "talking_output", "attn_norm", "mlp_gate", "mlp_norm"];
+    let of_blocks: Vec<&Site> = Site::ALL.iter().filter(|s| !s.is_general() && !ELSEWHERE.contains(&s.name())).collect();
     assert!(of_blocks.len() == 22 && of_blocks.into_iter().all(|s| vit.sites.iter().any(|r| r.site == *s)));
     assert!(vit.general.is_empty(), "nothing is left for the general rules: {:?}", vit.general);
 }
@@ -78,10 +80,10 @@ fn every_site_of_every_block_is_found() {
 fn sites_are_listed_in_the_order_of_the_data() {
     let vit = recognise(&digits().graph);
     let first = &vit.blocks[0];
-    assert_eq!((first.dim, first.attention.heads * first.attention.head_dim), (first.dim, first.dim));
+    assert_eq!((first.dim, first.attentions[0].heads * first.attentions[0].head_dim), (first.dim, first.dim));
     let mut out = String::new();
     for b in &vit.blocks {
-        let a = &b.attention;
+        let a = &b.attentions[0];
         let _ = writeln!(out, "block {}: dim {}, {} heads of {}, MLP ratio {}", b.index, b.dim, a.heads, a.head_dim, b.mlp_ratio);
     }
     for site in vit.sites.iter().filter(|s| s.block.is_none_or(|b| b == 0 || b == 3)) {
@@ -109,11 +111,18 @@ fn sites_name_values_of_the_graph_once() {
 struct Change<'g> {
     edit: Edit<'g>,
     block: Block,
+    sites: Vec<SiteRef>,
 }
 
 impl Change<'_> {
     fn value(&self, name: &str) -> Value {
         self.edit.value(name).unwrap()
+    }
+
+    /// The values of a site of the block.
+    fn site(&self, name: &str) -> Vec<String> {
+        let full = format!("blocks.{}.{name}", self.block.index);
+        self.sites.iter().find(|s| s.full_name() == full).unwrap().values.clone()
     }
 
     fn node(&self, name: &str) -> NodeId {
@@ -153,8 +162,8 @@ impl Change<'_> {
 /// Recognises the model with block 1 altered.
 fn altered(change: fn(&mut Change<'_>)) -> (Model, Vit) {
     let mut model = digits();
-    let block = recognise(&model.graph).blocks[1].clone();
-    let mut c = Change { edit: Edit::new(&mut model.graph), block };
+    let vit = recognise(&model.graph);
+    let mut c = Change { edit: Edit::new(&mut model.graph), block: vit.blocks[1].clone(), sites: vit.sites };
     change(&mut c);
     c.edit.commit().unwrap();
     let vit = recognise(&model.graph);
@@ -167,7 +176,7 @@ const ALTERATIONS: &[(&str, Alteration, &str)] = &[
     (
         "q transposed otherwise",
         |c| {
-            let v = c.block.attention.heads_first[0][2].clone();
+            let v = c.site("attn_qkv_output.q").remove(2);
             c.set(&v, "perm", AttrValue::Ints(vec![0, 1, 2, 3]));
         },
         "perm [0, 2, 1, 3] expected, found [0, 1, 2, 3], at Transpose '",
@@ -175,7 +184,7 @@ const ALTERATIONS: &[(&str, Alteration, &str)] = &[
     (
         "the context transposed otherwise",
         |c| {
-            let v = c.block.attention.context[1].clone();
+            let v = c.site("sv_attn").remove(1);
             c.set(&v, "perm", AttrValue::Ints(vec![0, 1, 2, 3]));
         },
         "perm [0, 2, 1, 3] expected, found [0, 1, 2, 3], at Transpose '",
@@ -183,7 +192,7 @@ const ALTERATIONS: &[(&str, Alteration, &str)] = &[
     (
         "another activation",
         |c| {
-            let v = c.block.mlp.act.clone();
+            let v = c.block.mlps[0].act.clone();
             c.become_op(&v, "Elu");
         },
         "Gelu expected, found Elu '",
@@ -191,7 +200,7 @@ const ALTERATIONS: &[(&str, Alteration, &str)] = &[
     (
         "a factor on the attention's branch",
         |c| {
-            let v = c.block.attention.proj.output.clone();
+            let v = c.block.attentions[0].proj.output.clone();
             c.insert(&v, "Mul", Some(2.0));
         },
         "found Mul 'extra'",
@@ -199,23 +208,23 @@ const ALTERATIONS: &[(&str, Alteration, &str)] = &[
     (
         "a factor on the MLP's branch",
         |c| {
-            let v = c.block.mlp.fc2.output.clone();
+            let v = c.block.mlps[0].fc2.output.clone();
             c.insert(&v, "Mul", Some(2.0));
         },
         "found Mul 'extra'",
     ),
     (
-        "a factor on the scores",
+        "a function on the scores",
         |c| {
-            let v = c.block.attention.scores.clone();
-            c.insert(&v, "Mul", Some(2.0));
+            let v = c.block.attentions[0].scores.clone();
+            c.insert(&v, "Tanh", None);
         },
-        "MatMul expected, found Mul 'extra'",
+        "MatMul expected, found Tanh 'extra'",
     ),
     (
         "LayerNorm over the tokens",
         |c| {
-            let v = c.block.attention.norm.clone();
+            let v = c.site("norm1").remove(0);
             c.set(&v, "axis", AttrValue::Int(1));
         },
         "LayerNormalization over the last axis expected, found axis 1, at LayerNormalization '",
@@ -223,7 +232,7 @@ const ALTERATIONS: &[(&str, Alteration, &str)] = &[
     (
         "another norm before the MLP",
         |c| {
-            let v = c.block.mlp.norm.clone();
+            let v = c.site("norm2").remove(0);
             c.become_op(&v, "InstanceNormalization");
         },
         "LayerNormalization expected, found InstanceNormalization '",
@@ -231,7 +240,7 @@ const ALTERATIONS: &[(&str, Alteration, &str)] = &[
     (
         "softmax over the heads",
         |c| {
-            let v = c.block.attention.probabilities.clone();
+            let v = c.block.attentions[0].probabilities.clone();
             c.set(&v, "axis", AttrValue::Int(1));
         },
         "Softmax over the last axis expected, found axis 1, at Softmax '",
@@ -239,7 +248,7 @@ const ALTERATIONS: &[(&str, Alteration, &str)] = &[
     (
         "no softmax",
         |c| {
-            let v = c.block.attention.probabilities.clone();
+            let v = c.block.attentions[0].probabilities.clone();
             c.become_op(&v, "Sigmoid");
         },
         "Softmax expected, found Sigmoid '",
@@ -247,8 +256,8 @@ const ALTERATIONS: &[(&str, Alteration, &str)] = &[
     (
         "v from the residual stream itself",
         |c| {
-            let product = c.node(&c.block.attention.qkv[2].product);
-            let x = c.value(&c.block.attention.x);
+            let product = c.node(&c.block.attentions[0].qkv[2].product);
+            let x = c.value(&c.block.attentions[0].x);
             c.edit.set_input(product, 0, Some(x));
         },
         "LayerNormalization expected, found Add '",
@@ -256,7 +265,7 @@ const ALTERATIONS: &[(&str, Alteration, &str)] = &[
     (
         "the norm's output as the residual",
         |c| {
-            let (sum, x, norm) = (c.node(&c.block.mlp.output), c.value(&c.block.mlp.x), c.value(&c.block.mlp.norm));
+            let (sum, x, norm) = (c.node(&c.block.output), c.value(&c.block.mlps[0].x), c.value(&c.site("norm2")[0]));
             let port = c.edit.uses(x).into_iter().find(|u| u.node == sum).unwrap().port;
             c.edit.set_input(sum, port, Some(norm));
         },
@@ -265,7 +274,7 @@ const ALTERATIONS: &[(&str, Alteration, &str)] = &[
     (
         "weights computed at run time",
         |c| {
-            let v = c.block.mlp.fc1.weight.clone();
+            let v = c.block.mlps[0].fc1.weight.clone();
             c.insert(&v, "Relu", None);
         },
         "a constant expected, found Relu 'extra'",
@@ -295,23 +304,18 @@ fn one_altered_operator_is_named() {
 fn what_makes_no_difference_still_matches() {
     let same: &[(&str, Alteration)] = &[
         ("residual operands exchanged", |c| {
-            let (a, b) = (c.block.attention.output.clone(), c.block.mlp.output.clone());
+            let (a, b) = (c.site("residual1").remove(0), c.block.output.clone());
             c.swap(&a);
             c.swap(&b);
         }),
         ("no bias in the projection and in q", |c| {
-            for linear in [c.block.attention.proj.clone(), c.block.attention.qkv[0].clone()] {
+            for linear in [c.block.attentions[0].proj.clone(), c.block.attentions[0].qkv[0].clone()] {
                 let (sum, product) = (c.value(&linear.output), c.value(&linear.product));
                 c.edit.replace(sum, product);
             }
         }),
-        ("axes counted from the front", |c| {
-            let (norm, soft) = (c.block.mlp.norm.clone(), c.block.attention.probabilities.clone());
-            c.set(&norm, "axis", AttrValue::Int(2));
-            c.set(&soft, "axis", AttrValue::Int(3));
-        }),
         ("the number of heads left to be computed", |c| {
-            for heads in c.block.attention.heads_first.clone() {
+            for heads in ["q", "k", "v"].map(|part| c.site(&format!("attn_qkv_output.{part}"))) {
                 let reshape = c.node(&heads[1]);
                 let shape = c.edit.input(reshape, 1).unwrap();
                 let mut sizes = c.edit.constant(shape).unwrap().to_i64().unwrap();
@@ -322,7 +326,7 @@ fn what_makes_no_difference_still_matches() {
             }
         }),
         ("another activation with a table", |c| {
-            let v = c.block.mlp.act.clone();
+            let v = c.block.mlps[0].act.clone();
             c.become_op(&v, "Tanh");
         }),
     ];
@@ -332,8 +336,8 @@ fn what_makes_no_difference_still_matches() {
         assert!(vit.near_misses.is_empty(), "{what}: {:#?}", vit.near_misses);
         assert_eq!(vit.blocks.len(), 4, "{what}");
         assert_eq!(vit.sites.len(), whole.sites.len(), "{what}");
-        assert_eq!(vit.blocks[1].attention.heads, whole.blocks[1].attention.heads, "{what}");
-        assert_eq!(vit.blocks[1].attention.head_dim, whole.blocks[1].attention.head_dim, "{what}");
+        assert_eq!(vit.blocks[1].attentions[0].heads, whole.blocks[1].attentions[0].heads, "{what}");
+        assert_eq!(vit.blocks[1].attentions[0].head_dim, whole.blocks[1].attentions[0].head_dim, "{what}");
     }
 }
 
@@ -341,7 +345,7 @@ fn what_makes_no_difference_still_matches() {
 #[test]
 fn a_bias_in_front_is_mended_by_canonicalisation() {
     let (mut model, vit) = altered(|c| {
-        let v = c.block.mlp.fc1.output.clone();
+        let v = c.block.mlps[0].fc1.output.clone();
         c.swap(&v);
     });
     assert_eq!(vit.blocks.len(), 3);

@@ -141,6 +141,7 @@ fn facts(model: &Model, vit: &Vit) -> ModelFacts {
     ModelFacts {
         digest: pipeline_digest(model),
         sites: vit.sites.clone(),
+        multiplied: vit.multiplied.clone(),
         constants: vit.sites.iter().filter(|s| s.weight).flat_map(|s| &s.values).map(constant).collect(),
     }
 }

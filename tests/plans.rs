@@ -43,10 +43,10 @@ impl SampleSource for One {
 fn affine(values: &[f32], bits: u8, signed: bool, symmetric: bool) -> (Codes, f32, i32) {
     let yaml = format!("default: {{bit_type: {{bits: {bits}, signed: {signed}, symmetric: {symmetric}}}}}");
     let config = parse("test.yaml", &yaml).unwrap();
-    let site = SiteRef { block: None, site: Site::Input, part: None, weight: false, values: vec!["v".to_owned()] };
+    let site = SiteRef { block: None, site: Site::Input, part: None, weight: false, values: vec!["v".to_owned()], observe: None };
     let taps = recordings(std::slice::from_ref(&site), &config);
     let stats = calibrate(&Shows(values.to_vec()), &taps, &One, Digest::default(), 1, &()).unwrap();
-    let facts = ModelFacts { digest: String::new(), sites: vec![site], constants: [].into() };
+    let facts = ModelFacts { digest: String::new(), sites: vec![site], multiplied: [].into(), constants: [].into() };
     let plan = make_plan(&facts, &stats, &config, Target::Integer).unwrap();
     let Scheme::Affine { codes, scale, zero_point } = plan.sites[0].scheme else { panic!("{:?}", plan.sites[0]) };
     (codes, scale, zero_point)
@@ -163,7 +163,7 @@ fn any_site() -> impl Strategy<Value = SitePlan> {
     let kind = prop::sample::select(Site::ALL.to_vec());
     let site =
         (prop::option::of(0usize..99), kind, prop::option::of("[a-z]{1,4}"), any::<bool>(), prop::collection::vec(".*", 0..3))
-            .prop_map(|(block, site, part, weight, values)| SiteRef { block, site, part, weight, values });
+            .prop_map(|(block, site, part, weight, values)| SiteRef { block, site, part, weight, values, observe: None });
     (site, any_scheme(), positive(), positive(), prop::option::of(".*")).prop_map(|(site, scheme, lo, hi, note)| SitePlan {
         name: site.full_name(),
         site,

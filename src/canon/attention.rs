@@ -1,15 +1,15 @@
 //! Attention: `Attention` taken apart, one selection of q, k and v, one scale.
 
 use super::weights;
-use crate::ir::{AttrValue, DType, Edit, Graph, NewOp, Op, Tensor, Value};
-use crate::pattern::{Facts, Match, Pat, Rule, any_of, commute, konst, op, scalar, var};
+use crate::ir::{AttrValue, DType, Edit, Graph, NewOp, NodeId, Op, Tensor, Value};
+use crate::pattern::{Facts, Match, Pat, Rule, any_of, chain, commute, constant, konst, op, rest, scalar, var};
 
 pub(super) fn rules() -> Vec<Rule> {
     vec![
         Rule::new(
             "attention-op",
             "Attention",
-            op("Attention", [var("q"), var("k"), var("v")]),
+            op("Attention", [var("q"), var("k"), var("v")]).form("Attention"),
             check_attention_op,
             build_attention_op,
         ),
@@ -17,14 +17,25 @@ pub(super) fn rules() -> Vec<Rule> {
         Rule::new(
             "scale-out-of-transpose",
             "",
-            op("Transpose", [times_scalar(var("x"))]).named("t"),
+            op("Transpose", [times_scalar(var("x")).form("Mul before Transpose").named("factor")]).named("t"),
             factor,
             build_scale_after_transpose,
         ),
         Rule::new("merge-scales", "", times_scalar_as(times_scalar(product()), "c2"), two_factors, build_scale),
-        Rule::new("scale-as-mul", "", op("Div", [product(), scalar("c")]), divisor, build_scale),
+        Rule::new("scale-as-mul", "", op("Div", [product(), scalar("c")]).form("Div on scores"), divisor, build_scale),
         Rule::new("separate-qkv", "Split", selection(), check_selection, build_selection),
         Rule::new("fold-scale-into-q", "", scaled_scores(), check_scaled_scores, build_scaled_scores),
+        Rule::new(
+            "fold-scale-into-query",
+            "",
+            op("Mul", [op("MatMul", [konst("query"), var("kt")]), scalar("c")]),
+            check_scaled_query,
+            |edit, m, query| {
+                let (at, name) = (m.root().node, edit.value_name(m.root()).to_owned());
+                let query = edit.add_init(at, &format!("{name}_query"), query);
+                edit.add(at, NewOp::std("MatMul", &name).inputs([query, m.value("kt")]))
+            },
+        ),
     ]
 }
 
@@ -100,12 +111,19 @@ fn build_attention_op(edit: &mut Edit<'_>, m: &Match, scale: f32) -> Value {
 // Scales travel outwards until one sits between the scores and the softmax.
 
 fn scaled_operand() -> Pat {
-    let by = |p: Pat| any_of([times_scalar(p.clone()), op("Div", [p, scalar("d")])]);
-    any_of([op("MatMul", [by(var("a")), var("b")]), op("MatMul", [var("a"), by(var("b"))])])
+    let by = |p: Pat, [mul, div]: [&'static str; 2]| {
+        any_of([times_scalar(p.clone()).form(mul), op("Div", [p, scalar("d")]).form(div)]).named("factor")
+    };
+    any_of([
+        op("MatMul", [by(var("a"), ["Mul on q", "Div on q"]), var("b")]),
+        op("MatMul", [var("a"), by(var("b"), ["Mul on k", "Div on k"])]),
+    ])
 }
 
 fn different_operands(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
-    if facts.graph.constant(m.value("a")).is_some() || facts.graph.constant(m.value("b")).is_some() {
+    // A learnt query has heads of its own; weights are matrices.
+    let weights = |name: &str| facts.graph.constant(m.value(name)).is_some_and(|t| t.shape.len() < 3);
+    if weights("a") || weights("b") {
         return Err("a product of two activations expected".to_owned());
     }
     let rank = |v| facts.rank(Some(v));
@@ -121,13 +139,24 @@ fn different_operands(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
 fn build_scale_after_matmul(edit: &mut Edit<'_>, m: &Match, c: f32) -> Value {
     let at = m.root().node;
     let name = edit.value_name(m.root()).to_owned();
-    let product = edit.add(at, NewOp::std("MatMul", &format!("{name}_unscaled")).inputs([m.value("a"), m.value("b")]));
-    scale(edit, at, &name, product, c)
+    let new = like(edit, at, "MatMul", &format!("{name}_unscaled"));
+    let product = edit.add(at, new.inputs([m.value("a"), m.value("b")]));
+    scale(edit, m, product, c)
 }
 
-fn scale(edit: &mut Edit<'_>, at: crate::ir::NodeId, name: &str, x: Value, c: f32) -> Value {
+/// An operator in the place of another, whose name it takes over so that messages speak of what the file has.
+fn like(edit: &Edit<'_>, old: NodeId, op_type: &str, output: &str) -> NewOp {
+    let name = edit.op(old).map(|op| op.name.as_str()).filter(|n| !n.is_empty()).unwrap_or(output);
+    NewOp::std(op_type, name).output(output)
+}
+
+/// The factor, behind what it was a part of.
+fn scale(edit: &mut Edit<'_>, m: &Match, x: Value, c: f32) -> Value {
+    let (at, name) = (m.root().node, edit.value_name(m.root()).to_owned());
+    let from = m.get("factor").unwrap_or(m.root()).node;
+    let new = like(edit, from, "Mul", &format!("{name}_scaled"));
     let c = edit.add_init(at, &format!("{name}_scale"), float(c));
-    edit.add(at, NewOp::std("Mul", &format!("{name}_scaled")).inputs([x, c]))
+    edit.add(at, new.inputs([x, c]))
 }
 
 fn factor(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
@@ -139,8 +168,9 @@ fn build_scale_after_transpose(edit: &mut Edit<'_>, m: &Match, c: f32) -> Value 
     let at = m.root().node;
     let name = edit.value_name(m.root()).to_owned();
     let attrs = edit.op(at).map(|o| o.attrs.clone()).unwrap_or_default();
-    let t = edit.add(at, NewOp::std("Transpose", &format!("{name}_unscaled")).input(m.value("x")).attrs(attrs));
-    scale(edit, at, &name, t, c)
+    let new = like(edit, at, "Transpose", &format!("{name}_unscaled"));
+    let t = edit.add(at, new.input(m.value("x")).attrs(attrs));
+    scale(edit, m, t, c)
 }
 
 fn two_factors(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
@@ -155,8 +185,7 @@ fn divisor(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
 }
 
 fn build_scale(edit: &mut Edit<'_>, m: &Match, c: f32) -> Value {
-    let name = edit.value_name(m.root()).to_owned();
-    scale(edit, m.root().node, &name, m.value("product"), c)
+    scale(edit, m, m.value("product"), c)
 }
 
 // q, k or v picked from one joint Linear becomes a Linear of its own.
@@ -169,11 +198,14 @@ fn joint_linear() -> Pat {
 fn selection() -> Pat {
     let permuted = || op("Transpose", [op("Reshape", [joint_linear(), konst("shape")])]).named("permuted");
     any_of([
-        op("Gather", [permuted(), scalar("index")]).named("gather"),
-        op("Squeeze", [op("Split", [permuted()]).named("split"), konst("squeezed")]),
+        op("Gather", [permuted(), scalar("index")]).form("Gather").named("gather"),
+        op("Squeeze", [op("Split", [permuted()]).form("Split").named("split"), konst("squeezed")]),
         op(
             "Squeeze",
-            [op("Slice", [permuted(), scalar("start"), scalar("end"), scalar("axis")]).named("slice"), konst("squeezed")],
+            [
+                op("Slice", [permuted(), scalar("start"), scalar("end"), scalar("axis")]).form("Slice").named("slice"),
+                konst("squeezed"),
+            ],
         ),
     ])
 }
@@ -197,6 +229,13 @@ fn check_selection(facts: Facts<'_>, m: &Match) -> Result<Selection, String> {
     if m.get("squeezed").and_then(|v| g.constant(v)).is_some_and(|t| t.to_i64().ok().as_deref() != Some(&[0])) {
         return Err("Squeeze of axis 0 expected".to_owned());
     }
+    let shape = g.constant(m.value("shape")).and_then(|t| t.to_i64().ok()).unwrap_or_default();
+    // q, k, v; or k and v alone, where the query comes from elsewhere.
+    let [batch, tokens, count @ 2..=3, heads, head_dim] = shape[..] else {
+        return Err(format!("Reshape to [batch, tokens, 3, heads, width] expected, found {shape:?}"));
+    };
+    let names: &[&'static str] = if count == 3 { &["q", "k", "v"] } else { &["k", "v"] };
+    let parts = names.len();
     let index = if let Some(gather) = m.get("gather") {
         if m.get("index").and_then(|v| g.constant(v)).is_none_or(|t| !t.shape.is_empty()) {
             return Err("Gather of a single index, which drops the axis, expected".to_owned());
@@ -207,48 +246,46 @@ fn check_selection(facts: Facts<'_>, m: &Match) -> Result<Selection, String> {
         int("index")
     } else if let Some(split) = m.get("split") {
         if g.op(split.node).and_then(|o| o.attrs.int("axis")).unwrap_or(0) != 0
-            || g.get(split.node).map(|n| n.outputs.len()) != Some(3)
+            || g.get(split.node).map(|n| n.outputs.len()) != Some(parts)
         {
-            return Err("Split in three on axis 0 expected".to_owned());
+            return Err(format!("Split in {parts} on axis 0 expected"));
         }
         Some(i64::from(split.port))
     } else {
-        sliced(g, m, int)
+        sliced(g, m, count, int)
     };
-    let index = index.and_then(|i| usize::try_from(if i < 0 { i + 3 } else { i }).ok()).filter(|&i| i < 3);
-    let index = index.ok_or("one of q, k, v at a constant index expected")?;
-    let shape = g.constant(m.value("shape")).and_then(|t| t.to_i64().ok()).unwrap_or_default();
-    let [batch, tokens, 3, heads, head_dim] = shape[..] else {
-        return Err(format!("Reshape to [batch, tokens, 3, heads, width] expected, found {shape:?}"));
-    };
+    let index = index.and_then(|i| usize::try_from(if i < 0 { i + count } else { i }).ok()).filter(|&i| i < parts);
+    let picker = ["gather", "split", "slice"].iter().find_map(|name| m.get(name)).unwrap_or(m.root());
+    let picks = || format!("one of q, k, v, picked at a constant place of axis 0, expected, found {}", g.describe(picker.node));
+    let index = index.ok_or_else(picks)?;
     let w = g.constant(m.value("w")).ok_or("constant weights expected")?;
     // One of the two may be left to be computed.
-    let third = w.shape.get(1).and_then(|&n| i64::try_from(n / 3).ok()).unwrap_or(0);
+    let part = w.shape.get(1).and_then(|&n| i64::try_from(n / parts).ok()).unwrap_or(0);
     let (heads, head_dim) = match (heads, head_dim) {
-        (-1, d) if d > 0 => (third / d, d),
-        (h, -1) if h > 0 => (h, third / h),
+        (-1, d) if d > 0 => (part / d, d),
+        (h, -1) if h > 0 => (h, part / h),
         known => known,
     };
     let width = heads.checked_mul(head_dim).and_then(|w| usize::try_from(w).ok()).unwrap_or(0);
-    let joint = width.checked_mul(3).filter(|&n| n > 0);
+    let joint = width.checked_mul(parts).filter(|&n| n > 0);
     if joint.is_none() || w.shape.get(1).copied() != joint {
-        return Err(format!("weights [in, 3 × {heads} × {head_dim}] expected, found {:?}", w.shape));
+        return Err(format!("weights [in, {parts} × {heads} × {head_dim}] expected, found {:?}", w.shape));
     }
     let text = |e: crate::ir::TensorError| e.to_string();
     let bias = m.get("bias").and_then(|b| g.constant(b));
     Ok(Selection {
-        part: ["q", "k", "v"][index],
+        part: names[index],
         shape: [batch, tokens, heads, head_dim],
         w: weights::columns(w, index * width, width).map_err(text)?,
         bias: bias.map(|b| weights::columns(b, index * width, width)).transpose().map_err(text)?,
     })
 }
 
-/// The index that a Slice of length one along axis 0 of three picks.
-fn sliced(g: &Graph, m: &Match, int: impl Fn(&str) -> Option<i64>) -> Option<i64> {
+/// The index that a Slice of length one along axis 0 of `count` picks.
+fn sliced(g: &Graph, m: &Match, count: i64, int: impl Fn(&str) -> Option<i64>) -> Option<i64> {
     let steps = m.get("slice").and_then(|v| g.input(v.node, 4));
     let unit = steps.is_none_or(|v| g.constant(v).is_some_and(|t| t.to_i64().ok().as_deref() == Some(&[1])));
-    let place = |i: i64| if i < 0 { i.saturating_add(3) } else { i.min(3) };
+    let place = |i: i64| if i < 0 { i.saturating_add(count) } else { i.min(count) };
     let (start, end) = (place(int("start")?), place(int("end")?));
     (unit && int("axis") == Some(0) && start + 1 == end).then_some(start)
 }
@@ -275,14 +312,51 @@ fn build_selection(edit: &mut Edit<'_>, m: &Match, s: Selection) -> Value {
 fn scaled_scores() -> Pat {
     let product = op("MatMul", [var("x"), konst("w")]).named("product");
     let linear = any_of([op("Add", [product.clone(), konst("bias")]), product]).named("linear");
-    let q = op("Transpose", [op("Reshape", [linear, konst("shape")]).named("heads")]).named("q");
-    op("Mul", [op("MatMul", [q, var("kt")]).named("scores"), scalar("c")])
+    // A LayerNormalization of q is scaled by its γ and β.
+    let normed = op("LayerNormalization", [var("x"), konst("w"), konst("bias")]).named("linear");
+    let rms_normed = op("RMSNormalization", [var("x"), konst("w")]).named("linear");
+    // All that may lie between is linear in q: heads, a rotary embedding.
+    let q = chain("path", linear_in_q(), any_of([linear, normed, rms_normed]));
+    let scores = op("MatMul", [q, var("kt")]).named("scores");
+    // Talking heads have transposed the scores before they are scaled.
+    let moved = op("Transpose", [scores.clone()]).named("moved");
+    op("Mul", [any_of([scores, moved]), scalar("c")]).form("Mul on scores")
+}
+
+/// Operators that a factor passes through.
+fn linear_in_q() -> [Pat; 10] {
+    [
+        op("Reshape", [rest()]),
+        op("Transpose", [rest()]),
+        op("Unsqueeze", [rest()]),
+        op("Squeeze", [rest()]),
+        op("Slice", [rest()]),
+        op("Split", [rest()]),
+        op("Neg", [rest()]),
+        commute("Mul", rest(), constant()),
+        op("Concat", [rest(), rest()]),
+        op("Add", [rest(), rest()]),
+    ]
 }
 
 fn check_scaled_scores(facts: Facts<'_>, m: &Match) -> Result<(Tensor, Option<Tensor>), String> {
     let g = facts.graph;
-    for name in ["q", "heads", "linear", "product", "scores"] {
-        let value = m.value(name);
+    let inside: Vec<Value> = ["product", "linear"].iter().filter_map(|n| m.get(n)).chain(m.list("path")).collect();
+    let scores = m.value("scores");
+    let reader_inside = |n: NodeId| n == scores.node || inside.iter().any(|v| v.node == n);
+    // Every part that a Split on the way makes, too: k and v may be others of the same.
+    let ports = |id: NodeId| g.get(id).map_or(0, |n| n.outputs.len() as u32);
+    let made = inside.iter().flat_map(|v| (0..ports(v.node)).map(|port| Value { node: v.node, port }));
+    for value in made {
+        let ours = inside.contains(&value) || g.use_count(value) == 0;
+        if !ours || g.is_output(value) || g.uses(value).iter().any(|u| !reader_inside(u.node)) {
+            return Err(format!(
+                "'{}' to be read for the scores only expected, so that q alone can be scaled",
+                g.value_name(value)
+            ));
+        }
+    }
+    for value in [Some(scores), m.get("moved")].into_iter().flatten() {
         if g.use_count(value) != 1 {
             return Err(format!("'{}' to be read once expected, so that q alone can be scaled", g.value_name(value)));
         }
@@ -293,23 +367,38 @@ fn check_scaled_scores(facts: Facts<'_>, m: &Match) -> Result<(Tensor, Option<Te
     Ok((w, scaled("bias").map_err(|e| e.to_string())?))
 }
 
+/// A learnt query that a fixed batch has left constant, with its factor.
+fn check_scaled_query(facts: Facts<'_>, m: &Match) -> Result<Tensor, String> {
+    facts.same_shape(m, "kt")?;
+    let query = facts.graph.constant(m.value("query")).filter(|t| t.shape.len() > 2).ok_or("a learnt query expected")?;
+    weights::scaled(query, constant_of(facts, m, "c")?).map_err(|e| e.to_string())
+}
+
 fn build_scaled_scores(edit: &mut Edit<'_>, m: &Match, (w, bias): (Tensor, Option<Tensor>)) -> Value {
-    let at = m.value("product").node;
+    let linear = m.value("linear");
+    // The product of a Linear, or the LayerNormalization.
+    let (at, bias_port) = m.get("product").map_or((linear.node, 2), |p| (p.node, 1));
     let replace = |edit: &mut Edit<'_>, node, port, old: Value, tensor| {
         let name = format!("{}.scaled", edit.value_name(old));
-        let new = edit.add_init(at, &name, tensor);
-        edit.set_input(node, port, Some(new));
+        if edit.use_count(old) == 1 {
+            // Nothing else reads it: the unscaled copy goes at once, not only when the pass ends.
+            edit.set_tensor(old.node, tensor);
+            edit.rename(old, &name);
+        } else {
+            let new = edit.add_init(at, &name, tensor);
+            edit.set_input(node, port, Some(new));
+        }
     };
     replace(edit, at, 1, m.value("w"), w);
     if let Some(bias) = bias {
-        replace(edit, m.value("linear").node, 1, m.value("bias"), bias);
+        replace(edit, linear.node, bias_port, m.value("bias"), bias);
     }
     // None of them is what the file called by its name any more.
-    let mut values = ["product", "linear", "heads", "q"].map(|n| m.value(n)).to_vec();
+    let mut values: Vec<Value> = m.get("product").into_iter().chain([linear]).chain(m.list("path")).collect();
     values.dedup();
     for value in values {
         let stem = format!("{}.scaled", edit.value_name(value));
         edit.rename(value, &stem);
     }
-    m.value("scores")
+    m.get("moved").unwrap_or_else(|| m.value("scores"))
 }

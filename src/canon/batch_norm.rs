@@ -8,7 +8,13 @@ pub(super) fn rules() -> Vec<Rule> {
     let product = op("MatMul", [var("x"), konst("w")]).named("product");
     let linear = any_of([op("Add", [product.clone(), konst("b")]), product]).named("linear");
     let parts = [any_of([conv, linear]), konst("scale"), konst("shift"), konst("mean"), konst("variance")];
-    vec![Rule::new("fold-batch-norm", "BatchNormalization", op("BatchNormalization", parts), check, build)]
+    vec![Rule::new(
+        "fold-batch-norm",
+        "BatchNormalization",
+        op("BatchNormalization", parts).form("BatchNormalization"),
+        check,
+        build,
+    )]
 }
 
 /// Weights and bias that compute the normalised result.

@@ -44,17 +44,17 @@ fn product_of_half(gate: Pat) -> Pat {
 /// 1 + erf(x / √2).
 fn erf_gate() -> Pat {
     let arg = any_of([
-        op("Div", [var("x"), near(std::f32::consts::SQRT_2)]),
-        commute("Mul", var("x"), near(std::f32::consts::FRAC_1_SQRT_2)),
+        op("Div", [var("x"), near(std::f32::consts::SQRT_2)]).form("Div"),
+        commute("Mul", var("x"), near(std::f32::consts::FRAC_1_SQRT_2)).form("Mul"),
     ]);
-    commute("Add", op("Erf", [arg]), near(1.0))
+    commute("Add", op("Erf", [arg]).form("Erf"), near(1.0))
 }
 
 /// 1 + tanh(√(2/π) · (x + 0.044715 · x³)).
 fn tanh_gate() -> Pat {
     let square = commute("Mul", var("x"), var("x"));
-    let cube = any_of([op("Pow", [var("x"), near(3.0)]), commute("Mul", square, var("x"))]);
+    let cube = any_of([op("Pow", [var("x"), near(3.0)]).form("Pow"), commute("Mul", square, var("x")).form("x · x · x")]);
     let inner = commute("Add", var("x"), commute("Mul", cube, near(0.044_715)));
     let arg = commute("Mul", inner, near(0.797_884_6));
-    commute("Add", op("Tanh", [arg]), near(1.0))
+    commute("Add", op("Tanh", [arg]).form("Tanh"), near(1.0))
 }

@@ -16,7 +16,7 @@ pub(super) fn rules() -> Vec<Rule> {
     vec![Rule::new(
         "hard-swish",
         "HardSigmoid",
-        commute("Mul", var("x"), gate),
+        commute("Mul", var("x"), gate).form("HardSigmoid, Mul"),
         |_, _| Ok(()),
         |edit, m, ()| {
             let name = edit.value_name(m.root()).to_owned();

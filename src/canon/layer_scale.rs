@@ -1,5 +1,5 @@
 //! LayerScale (Touvron et al., "Going deeper with image transformers", eq. 4): the factor of each channel of a residual
-//! branch goes into the Linear before it.
+//! branch goes into the Linear before it, or into γ and β of a LayerNorm there.
 
 use super::weights;
 use crate::ir::{NewOp, Tensor};
@@ -7,8 +7,9 @@ use crate::pattern::{Facts, Match, Rule, any_of, commute, konst, op, var};
 
 pub(super) fn rules() -> Vec<Rule> {
     let product = op("MatMul", [var("x"), konst("w")]).named("product");
-    let linear = any_of([op("Add", [product.clone(), konst("bias")]), product]).named("linear");
-    vec![Rule::new("layer-scale", "", commute("Mul", linear, konst("gamma")), check, |edit, m, (w, bias)| {
+    let normed = op("LayerNormalization", [var("x"), konst("w"), konst("bias")]).named("norm");
+    let linear = any_of([op("Add", [product.clone(), konst("bias")]), product, normed]).named("linear");
+    vec![Rule::new("layer-scale", "", commute("Mul", linear, konst("gamma")).form("LayerScale"), check, |edit, m, (w, bias)| {
         let (root, anchor) = (m.root(), m.root().node);
         let name = edit.value_name(root).to_owned();
         let init = |edit: &mut crate::ir::Edit<'_>, old: &str, tensor| {
@@ -16,6 +17,11 @@ pub(super) fn rules() -> Vec<Rule> {
             edit.add_init(anchor, &stem, tensor)
         };
         let w = init(edit, "w", w);
+        if let (Some(norm), Some(bias)) = (m.get("norm"), &bias) {
+            let bias = init(edit, "bias", bias.clone());
+            let attrs = edit.op(norm.node).map(|o| o.attrs.clone()).unwrap_or_default();
+            return edit.add(anchor, NewOp::std("LayerNormalization", &name).inputs([m.value("x"), w, bias]).attrs(attrs));
+        }
         let product = edit.add(anchor, NewOp::std("MatMul", &format!("{name}_matmul")).inputs([m.value("x"), w]));
         match bias {
             None => product,
@@ -30,8 +36,7 @@ pub(super) fn rules() -> Vec<Rule> {
 /// Factors one a column of the weights, and a Linear that nothing else reads: it would have to be kept beside its scaled copy.
 fn check(facts: Facts<'_>, m: &Match) -> Result<(Tensor, Option<Tensor>), String> {
     let g = facts.graph;
-    for name in ["product", "linear"] {
-        let value = m.value(name);
+    for value in ["product", "linear"].iter().filter_map(|name| m.get(name)) {
         if g.use_count(value) != 1 {
             return Err(format!("'{}' to be read once expected, so that it can be scaled", g.value_name(value)));
         }
@@ -39,7 +44,7 @@ fn check(facts: Facts<'_>, m: &Match) -> Result<(Tensor, Option<Tensor>), String
     facts.same_shape(m, "linear")?;
     let (gamma, w) = (g.constant(m.value("gamma")), g.constant(m.value("w")));
     let (gamma, w) = (gamma.ok_or("a constant factor expected")?, w.ok_or("constant weights expected")?);
-    let [_, width] = w.shape[..] else {
+    let ([_, width] | [width]) = w.shape[..] else {
         return Err(format!("weights [in, out] expected, found {:?}", w.shape));
     };
     if gamma.len() != width || gamma.shape.last() != Some(&width) {

@@ -5,9 +5,9 @@ use crate::ir::{Edit, NewOp, Tensor, Value};
 use crate::pattern::{Facts, Match, Rule, konst, op, var};
 
 pub(super) fn rules() -> Vec<Rule> {
-    let bias_first = op("Add", [konst("b"), op("MatMul", [var("x"), konst("w")]).named("product")]);
+    let bias_first = op("Add", [konst("b"), op("MatMul", [var("x"), var("w")]).named("product")]).form("bias + MatMul");
     vec![
-        Rule::new("linear-from-gemm", "Gemm", op("Gemm", [var("x"), konst("w")]), check_gemm, build_gemm),
+        Rule::new("linear-from-gemm", "Gemm", op("Gemm", [var("x"), konst("w")]).form("Gemm"), check_gemm, build_gemm),
         Rule::new(
             "linear-bias-last",
             "",

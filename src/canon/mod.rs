@@ -6,7 +6,9 @@
 //! into q's weights. A BatchNormalization behind a convolution or Linear is part of its weights.
 
 mod attention;
+mod axis;
 mod batch_norm;
+mod broadcast;
 pub mod fold;
 mod gelu;
 mod hard_swish;
@@ -16,12 +18,14 @@ mod linear;
 mod norm;
 mod opset;
 mod pool;
+mod split;
+mod sum;
 mod weights;
 
 use std::collections::BTreeMap;
 
 use crate::ir::{AI_VITQ, Model, VerifyError};
-use crate::pattern::{self, NearMiss, Rule};
+use crate::pattern::{self, Forms, NearMiss, Rule};
 
 pub use crate::ir::CANONICAL_OPSET;
 
@@ -30,6 +34,8 @@ pub use crate::ir::CANONICAL_OPSET;
 pub struct CanonReport {
     /// How often each rule applied.
     pub applied: BTreeMap<&'static str, usize>,
+    /// How the exporter spelt what the rules rewrote.
+    pub forms: Forms,
     /// Places where a rule all but matched.
     pub near_misses: Vec<NearMiss>,
 }
@@ -78,7 +84,7 @@ pub fn canonicalise_by(model: &mut Model, stages: &[Vec<Rule>]) -> Result<CanonR
     opset::adapt(model)?;
     fold::fold(model)?;
     for stage in stages {
-        let (applied, misses) = pattern::run(&mut model.graph, CANONICAL_OPSET, stage)?;
+        let (applied, misses) = pattern::run(&mut model.graph, CANONICAL_OPSET, stage, &mut report.forms)?;
         for (name, n) in applied {
             *report.applied.entry(name).or_default() += n;
         }
@@ -94,9 +100,13 @@ pub fn canonicalise_by(model: &mut Model, stages: &[Vec<Rule>]) -> Result<CanonR
 pub fn fuse_rules() -> Vec<Rule> {
     let families = [
         norm::rules(),
+        axis::rules(),
+        broadcast::rules(),
         gelu::rules(),
         hard_swish::rules(),
         linear::rules(),
+        split::rules(),
+        sum::rules(),
         layer_scale::rules(),
         batch_norm::rules(),
         pool::rules(),

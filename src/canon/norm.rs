@@ -1,10 +1,10 @@
-//! LayerNormalization from its decomposed forms.
+//! LayerNormalization and RMSNormalization from their decomposed forms.
 
 use crate::ir::{AttrValue, NewOp, NodeId};
 use crate::pattern::{Facts, Match, Pat, Rule, any_of, commute, konst, near, op, scalar, var};
 
 pub(super) fn rules() -> Vec<Rule> {
-    vec![Rule::new("layer-norm", "ReduceMean", layer_norm(), check, |edit, m, (epsilon, gamma, beta)| {
+    let layer_norm = Rule::new("layer-norm", "ReduceMean", layer_norm(), check, |edit, m, (epsilon, gamma, beta)| {
         let root = m.root();
         let name = edit.value_name(root).to_owned();
         let new = NewOp::std("LayerNormalization", &name)
@@ -12,7 +12,52 @@ pub(super) fn rules() -> Vec<Rule> {
             .attr("axis", AttrValue::Int(-1))
             .attr("epsilon", AttrValue::Float(epsilon));
         edit.add(root.node, new)
-    })]
+    });
+    let rms_norm = Rule::new("rms-norm", "", rms_norm(), check_rms, |edit, m, epsilon| {
+        let name = edit.value_name(m.root()).to_owned();
+        let new = NewOp::std("RMSNormalization", &name)
+            .inputs([m.value("x"), m.value("gamma")])
+            .attr("axis", AttrValue::Int(-1))
+            .attr("epsilon", AttrValue::Float(epsilon));
+        edit.add(m.root().node, new)
+    });
+    vec![layer_norm, rms_norm]
+}
+
+/// x / sqrt(mean(x²) + eps) · gamma (Zhang and Sennrich, arXiv 1910.07467, eq. 4).
+fn rms_norm() -> Pat {
+    let square = any_of([op("Pow", [var("x"), near(2.0)]), op("Mul", [var("x"), var("x")])]);
+    let power = op("ReduceMean", [square]).named("variance");
+    let deviation = || op("Sqrt", [commute("Add", power.clone(), scalar("eps"))]);
+    let inverse = any_of([op("Reciprocal", [deviation()]), op("Div", [near(1.0), deviation()])]);
+    let [div, mul] = ["ReduceMean, Sqrt, Div", "ReduceMean, Sqrt, Reciprocal"];
+    let normal =
+        any_of([op("Div", [var("x"), deviation()]).form(div), commute("Mul", var("x"), inverse).form(mul)]).named("normal");
+    commute("Mul", normal, konst("gamma"))
+}
+
+fn check_rms(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
+    let mean = |v| facts.graph.input(v, 1).is_some_and(|mean| facts.graph.is_op(mean.node, "ReduceMean"));
+    if facts.graph.is_op(m.value("x").node, "Sub") && mean(m.value("x").node) {
+        return Err("values whose mean was not subtracted expected: with that it is a LayerNormalization".to_owned());
+    }
+    last_axis_kept(facts, m.value("variance").node)?;
+    let (g, x) = (facts.graph, m.value("x").node);
+    // Inside a LayerNorm, whose bias comes later than this product.
+    let mean = g.input(x, 1).filter(|v| g.is_op(x, "Sub") && g.is_op(v.node, "ReduceMean"));
+    if mean.is_some_and(|mean| g.input(mean.node, 0) == g.input(x, 0)) {
+        return Err("a value that is not centred expected: this is a LayerNormalization's".to_owned());
+    }
+    let gamma = facts.graph.constant(m.value("gamma")).map(|t| t.shape.clone()).unwrap_or_default();
+    match facts.last_dim(m.value("x")) {
+        Some(channels) if gamma == [channels] => {}
+        channels => return Err(format!("gamma for {channels:?} channels expected, found a constant of shape {gamma:?}")),
+    }
+    facts
+        .graph
+        .constant(m.value("eps"))
+        .and_then(|t| t.scalar_f32())
+        .ok_or_else(|| "the epsilon must be a float constant".to_owned())
 }
 
 /// (x − mean) / sqrt(mean((x − mean)²) + eps) · gamma + beta, as TorchScript writes it up to opset 16.
@@ -23,8 +68,8 @@ fn layer_norm() -> Pat {
     let variance = op("ReduceMean", [square]).named("variance");
     let deviation = || op("Sqrt", [commute("Add", variance.clone(), scalar("eps"))]);
     let normal = any_of([
-        op("Div", [centred().named("centred"), deviation()]),
-        commute("Mul", centred().named("centred"), op("Reciprocal", [deviation()])),
+        op("Div", [centred().named("centred"), deviation()]).form("ReduceMean, Sqrt, Div"),
+        commute("Mul", centred().named("centred"), op("Reciprocal", [deviation()])).form("ReduceMean, Sqrt, Reciprocal"),
     ]);
     commute("Add", commute("Mul", normal, konst("gamma")), konst("beta"))
 }

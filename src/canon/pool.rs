@@ -4,7 +4,7 @@ use crate::ir::{NewOp, Value};
 use crate::pattern::{Facts, Match, Rule, op, var};
 
 pub(super) fn rules() -> Vec<Rule> {
-    vec![Rule::new("mean-as-pool", "", op("ReduceMean", [var("x")]), check, |edit, m, ()| {
+    vec![Rule::new("mean-as-pool", "", op("ReduceMean", [var("x")]).form("ReduceMean"), check, |edit, m, ()| {
         let name = edit.value_name(m.root()).to_owned();
         edit.add(m.root().node, NewOp::std("GlobalAveragePool", &name).inputs([m.value("x")]))
     })]

@@ -185,7 +185,7 @@ fn summarise(args: &Args, made: &Made, clock: Clock) -> CompileSummary {
         config: made.config.name.clone(),
         calibration_samples: made.samples,
         blocks: source.vit.blocks.len(),
-        heads: source.vit.blocks.first().map_or(0, |b| b.attention.heads),
+        heads: source.vit.blocks.first().and_then(|b| b.attentions.first()).map_or(0, |a| a.heads),
         convolutions: source.vit.general.convolutions,
         linears: source.vit.general.linears,
         rules: source.canon.applied.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect(),

@@ -70,6 +70,9 @@ fn summary(args: &Args, source: &Source) -> Result<InspectSummary, CliError> {
     summary.rules = source.canon.applied.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
     summary.near_misses.extend(source.canon.near_misses.iter().map(ToString::to_string));
     summary.ops = op_counts(&original);
+    for (row, block) in summary.blocks.iter_mut().zip(&source.vit.blocks) {
+        row.forms = block.spelling(&source.model.graph, &source.canon.forms);
+    }
     Ok(summary)
 }
 
@@ -79,7 +82,7 @@ fn framed(source: &Source) -> String {
     let mut frames: BTreeMap<NodeId, String> = BTreeMap::new();
     for block in &source.vit.blocks {
         // A block is what lies between its input and its output.
-        let (Some(from), Some(to)) = (graph.value(&block.attention.x), graph.value(&block.mlp.output)) else { continue };
+        let (Some(from), Some(to)) = (graph.value(&block.x), graph.value(&block.output)) else { continue };
         let mut seen = BTreeSet::from([from.node]);
         let mut stack = vec![to.node];
         while let Some(id) = stack.pop() {

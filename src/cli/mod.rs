@@ -4,6 +4,7 @@
 //! error. Exit code 0 is success, 1 an error, 2 a usage error.
 
 mod calibrate;
+mod canon;
 mod compile;
 mod completions;
 mod diff;
@@ -65,6 +66,7 @@ enum Color {
 enum Command {
     Compile(compile::Args),
     Inspect(inspect::Args),
+    Canon(canon::Args),
     Calibrate(calibrate::Args),
     Plan(plan::Args),
     Lower(lower::Args),
@@ -113,6 +115,7 @@ fn dispatch(command: Command, terminal: &Terminal) -> Result<(), CliError> {
     match command {
         Command::Compile(args) => compile::run(args, terminal),
         Command::Inspect(args) => inspect::run(&args, terminal),
+        Command::Canon(args) => canon::run(&args, terminal),
         Command::Calibrate(args) => calibrate::run(&args, terminal),
         Command::Plan(args) => plan::run(&args, terminal),
         Command::Lower(args) => lower::run(&args, terminal),

@@ -79,7 +79,7 @@ impl NewOp {
 #[derive(Debug)]
 pub struct Edit<'g> {
     graph: &'g mut Graph,
-    added: BTreeSet<NodeId>,
+    added: Vec<NodeId>,
 }
 
 impl std::ops::Deref for Edit<'_> {
@@ -92,7 +92,12 @@ impl std::ops::Deref for Edit<'_> {
 impl<'g> Edit<'g> {
     /// Starts a change.
     pub fn new(graph: &'g mut Graph) -> Self {
-        Edit { graph, added: BTreeSet::new() }
+        Edit { graph, added: Vec::new() }
+    }
+
+    /// The operators added since the change began, in that order; some may be removed again.
+    pub fn added(&self) -> &[NodeId] {
+        &self.added
     }
 
     /// A name that no value has, made from a stem.
@@ -174,7 +179,7 @@ impl<'g> Edit<'g> {
             extra: bytes::Bytes::new(),
         };
         let id = self.insert(NodeKind::Op(op), ord, outputs);
-        self.added.insert(id);
+        self.added.push(id);
         for (port, value) in (0..).zip(new.inputs) {
             if let Some(value) = value {
                 self.connect(value, id, port);
@@ -395,7 +400,7 @@ impl<'g> Edit<'g> {
     /// Gives every added operator whose name another one has a name of its own: onnxruntime refuses two nodes of one name.
     /// Names that came with a file stay, so that a round trip changes nothing.
     fn separate_names(&mut self) {
-        let added = std::mem::take(&mut self.added);
+        let added: BTreeSet<NodeId> = std::mem::take(&mut self.added).into_iter().collect();
         let name_of = |id: &NodeId| self.graph.op(*id).map(|op| op.name.clone()).filter(|n| !n.is_empty());
         let ops = self.graph.ops();
         let mut known: BTreeSet<String> = ops.iter().filter_map(name_of).collect();

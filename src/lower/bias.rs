@@ -42,17 +42,20 @@ fn bias_of(edit: &Edit<'_>, id: NodeId) -> Option<(NodeId, NodeId, u32)> {
 fn integer_bias(edit: &Edit<'_>, bias: Value, x: &Pair, w: &Pair) -> Result<(Vec<i32>, Vec<f32>), Option<String>> {
     let tensor = edit.constant(bias).ok_or(None)?;
     let b = tensor.to_f32().map_err(|e| Some(e.to_string()))?;
-    if tensor.shape.len() != 1 {
-        return Err(Some(format!("a vector expected, found shape {:?}", tensor.shape)));
-    }
     let [x_scale] = x.scales[..] else {
         return Err(Some(format!("the input {} has a scale for each channel", x.site)));
     };
+    // The position bias of attention: one scale for the whole tensor, as q and k have.
+    let whole = tensor.shape.len() != 1;
+    if whole && w.scales.len() != 1 {
+        return Err(Some(format!("a vector expected, found shape {:?}", tensor.shape)));
+    }
+    let count = if whole { 1 } else { b.len() };
     let scales: Vec<f32> =
-        (0..b.len()).map(|c| x_scale * w.scales[if w.scales.len() == 1 { 0 } else { c % w.scales.len() }]).collect();
+        (0..count).map(|c| x_scale * w.scales[if w.scales.len() == 1 { 0 } else { c % w.scales.len() }]).collect();
     let codes: Option<Vec<i32>> = b
         .iter()
-        .zip(&scales)
+        .zip(scales.iter().cycle())
         .map(|(&b, &s)| {
             let q = f64::from(b) / f64::from(s);
             (q.is_finite() && q.abs() <= f64::from(i32::MAX)).then_some(q.round_ties_even() as i32)
@@ -63,13 +66,19 @@ fn integer_bias(edit: &Edit<'_>, bias: Value, x: &Pair, w: &Pair) -> Result<(Vec
 
 fn replace(edit: &mut Edit<'_>, reader: NodeId, port: u32, old: Value, codes: Vec<i32>, scales: Vec<f32>) {
     let name = edit.value_name(old).to_owned();
-    let n = codes.len();
-    let codes = edit.add_init(reader, &format!("{name}_quantized"), Tensor::vector(&codes));
-    let scale = edit.add_init(reader, &format!("{name}_scale"), Tensor::vector(&scales));
-    let zero = edit.add_init(reader, &format!("{name}_zero_point"), Tensor::vector(&vec![0i32; n]));
+    let shape = edit.constant(old).map(|t| t.shape.clone()).unwrap_or_default();
+    let Ok(codes) = Tensor::new(&shape, &codes) else { return };
+    let one = shape.len() != 1;
+    let (scale, zero) = match scales[..] {
+        [scale] if one => (Tensor::scalar(scale), Tensor::scalar(0i32)),
+        _ => (Tensor::vector(&scales), Tensor::vector(&vec![0i32; scales.len()])),
+    };
+    let codes = edit.add_init(reader, &format!("{name}_quantized"), codes);
+    let scale = edit.add_init(reader, &format!("{name}_scale"), scale);
+    let zero = edit.add_init(reader, &format!("{name}_zero_point"), zero);
     // Layers may share a bias, which then has codes of its own in each: nodes need names of their own too.
     let stem = edit.fresh_name(&format!("{name}_dequantized"));
     let dq = NewOp::std("DequantizeLinear", &stem).inputs([codes, scale, zero]);
-    let dq = edit.add(reader, dq.attr("axis", AttrValue::Int(0)));
+    let dq = edit.add(reader, if one { dq } else { dq.attr("axis", AttrValue::Int(0)) });
     edit.set_input(reader, port, Some(dq));
 }

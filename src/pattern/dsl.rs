@@ -23,9 +23,20 @@ pub(super) enum PatNode {
     /// A constant scalar (one element) near a number, relative tolerance 1e-3.
     Near(f32),
     /// An operator with its inputs in order (or either order, for two).
-    Op { op_type: &'static str, inputs: Vec<Pat>, commute: bool, port: Option<u32>, check: Option<AttrCheck> },
+    Op {
+        op_type: &'static str,
+        inputs: Vec<Pat>,
+        commute: bool,
+        port: Option<u32>,
+        check: Option<AttrCheck>,
+        form: Option<&'static str>,
+    },
     /// The first alternative that lets the rest match.
     Any(Vec<Pat>),
+    /// `inner` behind any number of steps.
+    Chain { steps: Vec<Pat>, inner: Box<Pat> },
+    /// Inside a step: what the step does something to, the rest of the chain.
+    Hole,
 }
 
 /// Any value, bound to a name.
@@ -59,7 +70,7 @@ pub fn near(value: f32) -> Pat {
 /// An operator of the default domain with these inputs in this order. Inputs that the pattern leaves out at the end may
 /// be there.
 pub fn op<const N: usize>(op_type: &'static str, inputs: [Pat; N]) -> Pat {
-    Pat { node: PatNode::Op { op_type, inputs: inputs.into(), commute: false, port: None, check: None }, name: None }
+    Pat { node: PatNode::Op { op_type, inputs: inputs.into(), commute: false, port: None, check: None, form: None }, name: None }
 }
 
 /// An operator of two inputs in either order.
@@ -74,6 +85,22 @@ pub fn commute(op_type: &'static str, a: Pat, b: Pat) -> Pat {
 /// The first alternative that lets the rest match.
 pub fn any_of<const N: usize>(alternatives: [Pat; N]) -> Pat {
     Pat { node: PatNode::Any(alternatives.into()), name: None }
+}
+
+/// `inner` behind any number of steps, none included; [`rest`] in a step stands for what the step is applied to. The values
+/// that steps make are listed under the chain's name ([`Match::list`](super::Match::list)).
+pub fn chain<const N: usize>(name: &'static str, steps: [Pat; N], inner: Pat) -> Pat {
+    Pat { node: PatNode::Chain { steps: steps.into(), inner: Box::new(inner) }, name: Some(name) }
+}
+
+/// In a step of a [`chain`]: what the step is applied to. A step may say it more than once; all must lead to the same `inner`.
+pub fn rest() -> Pat {
+    Pat { node: PatNode::Hole, name: None }
+}
+
+/// Any constant, not bound to a name: what steps of a chain read besides the chain.
+pub fn constant() -> Pat {
+    Pat { node: PatNode::Const(|_| Ok(()), "a constant"), name: None }
 }
 
 impl Pat {
@@ -102,12 +129,26 @@ impl Pat {
         self
     }
 
+    /// Labels an operator with the exporter's form that it gives away: what [`Match::forms`](super::Match::forms) lists when
+    /// the arm that holds it has matched.
+    #[must_use]
+    pub fn form(mut self, label: &'static str) -> Pat {
+        if let PatNode::Op { form, .. } = &mut self.node {
+            *form = Some(label);
+        }
+        self
+    }
+
     /// The operator types that the value may come from, or `None` when it may be anything.
     pub(super) fn roots(&self) -> Option<Vec<&'static str>> {
         match &self.node {
             PatNode::Op { op_type, .. } => Some(vec![op_type]),
             PatNode::Any(alternatives) => {
                 alternatives.iter().map(Pat::roots).collect::<Option<Vec<_>>>().map(|v| v.into_iter().flatten().collect())
+            }
+            PatNode::Chain { steps, inner } => {
+                let all = steps.iter().chain([inner.as_ref()]);
+                all.map(Pat::roots).collect::<Option<Vec<_>>>().map(|v| v.into_iter().flatten().collect())
             }
             _ => None,
         }

@@ -6,9 +6,11 @@
 //! graph left the pattern.
 
 mod dsl;
+mod forms;
 mod matcher;
 mod rule;
 
-pub use dsl::{Pat, any_of, commute, konst, near, op, scalar, tensor, var};
-pub use matcher::{Match, Miss, match_value};
+pub use dsl::{Pat, any_of, chain, commute, constant, konst, near, op, rest, scalar, tensor, var};
+pub use forms::Forms;
+pub use matcher::{Match, Miss, match_given, match_value};
 pub use rule::{Facts, NearMiss, Rule, run};

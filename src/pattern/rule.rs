@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Match, Miss, Pat, match_value};
+use super::{Forms, Match, Miss, Pat, match_value};
 use crate::ir::shape::{self, Shapes};
-use crate::ir::{Edit, Graph, Value, VerifyError};
+use crate::ir::{Edit, Graph, NodeId, Value, VerifyError};
 
 /// What a rule's check may look at.
 #[derive(Debug, Clone, Copy)]
@@ -104,16 +104,21 @@ impl Rule {
 }
 
 /// Applies rules until none matches; returns how often each applied, and the near misses that remain, one for each node
-/// that a rule's tell names.
+/// that a rule's tell names. `forms` learns how the exporter spelt what was rewritten.
 ///
 /// # Errors
 /// When a rewrite breaks an invariant of the graph, which is a defect of the rule.
-pub fn run(graph: &mut Graph, opset: i64, rules: &[Rule]) -> Result<(BTreeMap<&'static str, usize>, Vec<NearMiss>), VerifyError> {
+pub fn run(
+    graph: &mut Graph,
+    opset: i64,
+    rules: &[Rule],
+    forms: &mut Forms,
+) -> Result<(BTreeMap<&'static str, usize>, Vec<NearMiss>), VerifyError> {
     /// No chain of our rules is longer; a cycle of rules ends here.
     const MAX_ROUNDS: usize = 32;
     let mut applied = BTreeMap::new();
     for _ in 0..MAX_ROUNDS {
-        if round(graph, opset, rules, &mut applied)? == 0 {
+        if round(graph, opset, rules, &mut applied, forms)? == 0 {
             break;
         }
     }
@@ -127,10 +132,12 @@ fn round(
     opset: i64,
     rules: &[Rule],
     applied: &mut BTreeMap<&'static str, usize>,
+    forms: &mut Forms,
 ) -> Result<usize, VerifyError> {
     let mut count = 0;
     let order = graph.ops();
     let shapes = shape::infer(graph, opset);
+    let mut tracked = forms.track(graph);
     let mut edit = Edit::new(graph);
     for id in order {
         let outputs = edit.get(id).map_or(0, |n| n.outputs.len()) as u32;
@@ -146,8 +153,10 @@ fn round(
                 }
                 let Ok(m) = match_value(&edit, &rule.pattern, root) else { continue };
                 let Ok(build) = (rule.apply)(Facts { graph: &edit, shapes: &shapes }, &m) else { continue };
+                let before = edit.added().len();
                 let new = build(&mut edit);
                 edit.replace(root, new);
+                tracked.record(&edit, rule, &m, edit.added().get(before..).unwrap_or_default(), new);
                 *applied.entry(rule.name).or_default() += 1;
                 count += 1;
                 break;
@@ -155,7 +164,23 @@ fn round(
         }
     }
     edit.commit()?;
+    *forms = tracked.names(graph);
     Ok(count)
+}
+
+/// A `tell` close behind the last of several operators that matched: the miss came before the pattern reached it.
+fn just_behind(graph: &Graph, miss: &Miss, tell: &str) -> Option<NodeId> {
+    /// Fewer operators in a row are in many computations.
+    const MATCHED: usize = 3;
+    const STEPS: usize = 3;
+    let mut level: Vec<NodeId> = miss.path.last().filter(|_| miss.path.len() >= MATCHED).into_iter().copied().collect();
+    for _ in 0..STEPS {
+        level = level.iter().flat_map(|&id| graph.inputs_of(id)).flatten().map(|v| v.node).collect();
+        if let Some(&found) = level.iter().find(|&&id| graph.is_op(id, tell)) {
+            return Some(found);
+        }
+    }
+    None
 }
 
 fn near_misses(graph: &Graph, opset: i64, rules: &[Rule]) -> Vec<NearMiss> {
@@ -175,7 +200,8 @@ fn near_misses(graph: &Graph, opset: i64, rules: &[Rule]) -> Vec<NearMiss> {
                     Ok(_) => continue,
                 },
             };
-            let tell = miss.path.iter().find(|&&n| graph.is_op(n, rule.tell)).copied();
+            let tell =
+                miss.path.iter().find(|&&n| graph.is_op(n, rule.tell)).copied().or_else(|| just_behind(graph, &miss, rule.tell));
             let tell = tell.or_else(|| (miss.depth == usize::MAX).then_some(id));
             if let Some(tell) = tell {
                 let known = best.get(&tell.index());
@@ -186,7 +212,7 @@ fn near_misses(graph: &Graph, opset: i64, rules: &[Rule]) -> Vec<NearMiss> {
         }
         out.extend(best.into_iter().map(|(tell, miss)| NearMiss {
             rule: rule.name,
-            tell: graph.describe(crate::ir::NodeId::new(tell)),
+            tell: graph.describe(NodeId::new(tell)),
             what: miss.what,
         }));
     }

@@ -44,7 +44,7 @@ pub fn calibrate(
             ),
         });
     }
-    Ok(calib::calibrate(engine, &taps, samples, source.digest, threads, progress)?)
+    Ok(calib::calibrate(engine, &taps, samples, source.digest(), threads, progress)?)
 }
 
 /// Runs a session on owned arrays.

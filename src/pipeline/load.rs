@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use prost::Message;
 use sha2::{Digest as _, Sha256};
@@ -25,12 +26,11 @@ pub struct Source {
     pub canon: CanonReport,
     /// Blocks and sites.
     pub vit: Vit,
-    /// Digest of the canonical model: what statistics and plans are tied to.
-    pub digest: Digest,
     /// Bytes of the file and of the data files that it names.
     pub bytes: u64,
     /// The file's operators by type.
     pub ops: BTreeMap<String, usize>,
+    digest: OnceLock<Digest>,
 }
 
 /// Reads a model as it is.
@@ -51,11 +51,16 @@ pub fn load(path: &Path) -> Result<Source, PipelineError> {
     let (bytes, ops) = (file_bytes(path, &model), op_counts(&model));
     let canon = canon::canonicalise(&mut model).map_err(|source| PipelineError::Canon { path: path.to_owned(), source })?;
     let vit = vit::recognise(&model.graph);
-    let digest = digest(&model);
-    Ok(Source { path: path.to_owned(), model, canon, vit, digest, bytes, ops })
+    Ok(Source { path: path.to_owned(), model, canon, vit, bytes, ops, digest: OnceLock::new() })
 }
 
 impl Source {
+    /// Digest of the canonical model: what statistics and plans are tied to. It reads every weight, so it is made when it is
+    /// first asked for.
+    pub fn digest(&self) -> Digest {
+        *self.digest.get_or_init(|| digest(&self.model))
+    }
+
     /// Refuses a model without a block, convolution or Linear, and one that is quantised already.
     ///
     /// # Errors
@@ -82,8 +87,9 @@ impl Source {
         let graph = &self.model.graph;
         let constant = |name: &String| Some((name.clone(), graph.constant(graph.value(name)?)?.clone()));
         ModelFacts {
-            digest: self.digest.to_string(),
+            digest: self.digest().to_string(),
             sites: self.vit.sites.clone(),
+            multiplied: self.vit.multiplied.clone(),
             constants: self.vit.sites.iter().filter(|s| s.weight).flat_map(|s| &s.values).filter_map(constant).collect(),
         }
     }

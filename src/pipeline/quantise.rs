@@ -15,7 +15,7 @@ use crate::quant::{self, QuantPlan, Target};
 /// # Errors
 /// When the statistics are of another model or lack what the configuration needs.
 pub fn plan(source: &Source, stats: &Stats, config: &Config, target: Target) -> Result<QuantPlan, PipelineError> {
-    stats.check_model(source.digest)?;
+    stats.check_model(source.digest())?;
     Ok(quant::make_plan(&source.facts(), stats, config, target)?)
 }
 
@@ -24,7 +24,7 @@ pub fn plan(source: &Source, stats: &Stats, config: &Config, target: Target) -> 
 /// # Errors
 /// When the plan is of another model or does not fit it.
 pub fn lower(source: &Source, plan: &QuantPlan) -> Result<(Model, LowerReport), PipelineError> {
-    plan.check_model(&source.digest.to_string())?;
+    plan.check_model(&source.digest().to_string())?;
     let mut model = source.model.clone();
     let report = lower::lower(&mut model, plan)?;
     Ok((model, report))

@@ -1,6 +1,6 @@
 //! Statistics, configuration and target rules become a plan.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::params::{affine_scheme, ptf_scheme, range};
 use super::plan::{Codes, FloatSite, PLAN_VERSION, QuantPlan, Scheme, SitePlan};
@@ -18,6 +18,8 @@ pub struct ModelFacts {
     pub digest: String,
     /// The sites.
     pub sites: Vec<SiteRef>,
+    /// Full names of the sites that a MatMul or convolution reads.
+    pub multiplied: BTreeSet<String>,
     /// The constants that are sites, by name.
     pub constants: BTreeMap<String, Tensor>,
 }
@@ -88,7 +90,11 @@ pub fn make_plan(facts: &ModelFacts, stats: &Stats, config: &Config, target: Tar
     };
     for site in &facts.sites {
         let cfg = config.resolve(site.block, site.site.name());
-        let reason = if cfg.float { Some("the configuration says so") } else { target.keeps_float(site) };
+        let reason = if cfg.float {
+            Some("the configuration says so")
+        } else {
+            target.keeps_float(site, facts.multiplied.contains(&site.full_name()))
+        };
         if let Some(reason) = reason {
             plan.float.push(FloatSite { name: site.full_name(), site: site.site, reason: reason.to_owned() });
             continue;
@@ -137,7 +143,7 @@ fn activation(
     if !target.quantises_carriers(site.site) {
         site_ref.values.truncate(1);
     }
-    let ptf = cfg.method == Method::Ptf && ptf_possible(site, target, &mut notes);
+    let ptf = cfg.method == Method::Ptf && ptf_possible(site, facts.multiplied.contains(&name), target, &mut notes);
     if ptf && !codes.signed && matches!(site.site, Site::Norm1 | Site::Norm2 | Site::MlpAct | Site::Norm) {
         // onnxruntime fuses an unsigned DequantizeLinear with the MatMul that reads it, and then refuses a zero point a channel.
         codes.signed = true;
@@ -156,7 +162,12 @@ fn activation(
         }
         // Few log2 codes span the probabilities; as many uniform ones would not.
         let codes = if cfg.method == Method::Log2 { Codes { bits: codes.bits.max(8), ..codes } } else { codes };
-        let range = range(seen, cfg).map_err(failed)?;
+        let mut range = range(seen, cfg).map_err(failed)?;
+        if site.observe.is_some() {
+            // What a mask hides must lie below all that it leaves: e^-12 of the largest probability is none of 8 bits.
+            const HIDDEN: f64 = 12.0;
+            range.lo -= HIDDEN;
+        }
         let symmetric = cfg.symmetric && !of_weights;
         affine_scheme(range, codes, symmetric)
     };
@@ -166,11 +177,14 @@ fn activation(
 
 /// Whether a value gets an exponent a channel: all its carriers must end in the channels that calibration saw, and what reads
 /// it must take a scale a channel.
-fn ptf_possible(site: &SiteRef, target: Target, notes: &mut Vec<String>) -> bool {
+fn ptf_possible(site: &SiteRef, multiplied: bool, target: Target, notes: &mut Vec<String>) -> bool {
     let last_axis_is_channels =
         !matches!(site.site, Site::Input | Site::PatchEmbed | Site::AttnQkvOutput | Site::KvAct | Site::IntSoft | Site::SvAttn);
     if !last_axis_is_channels {
         notes.push("one scale for the tensor, not PTF: its last axis is not one of channels all the way".to_owned());
+    } else if multiplied && matches!(site.site, Site::Residual1 | Site::Residual2 | Site::Embed) {
+        notes.push("one scale for the tensor, not PTF: without a LayerNorm between, a Linear adds its channels up".to_owned());
+        return false;
     } else if !target.has_custom_ops() {
         notes.push(format!("one scale for the tensor, not PTF: {target} would run a scale a channel in float"));
     }

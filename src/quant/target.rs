@@ -24,24 +24,25 @@ impl Target {
         }
     }
 
-    /// Why a site stays in float on this target, or `None` when it is quantised.
-    pub(super) fn keeps_float(self, site: &SiteRef) -> Option<&'static str> {
-        if self == Target::Integer {
+    /// Why a site stays in float on this target, or `None` when it is quantised. `multiplied` says whether a MatMul or
+    /// convolution reads the site.
+    pub(super) fn keeps_float(self, site: &SiteRef, multiplied: bool) -> Option<&'static str> {
+        if self == Target::Integer || multiplied || site.site.is_general() {
             return None;
         }
         match site.site {
             Site::KvAct => Some(
                 "onnxruntime's integer MatMul writes the float scores that Softmax reads: a Q/DQ pair between costs time and accuracy",
             ),
-            Site::AttnProjOutput | Site::MlpFc1Output | Site::MlpAct2 => {
-                Some("the operator that reads it runs in float on onnxruntime, and its integer MatMul writes floats directly")
-            }
-            Site::Embed if site.weight => Some("it is added in float on onnxruntime"),
-            Site::Residual1 | Site::Residual2 | Site::Embed => {
+            Site::Residual1 | Site::Residual2 => {
                 Some("LayerNormalization runs in float on onnxruntime, and a scale a channel would not fuse")
             }
             Site::HeadOutput => Some("the model's own output: onnxruntime's integer MatMul writes floats directly"),
-            _ => None,
+            Site::Embed if site.weight => Some("it is added in float on onnxruntime"),
+            _ if site.weight => None,
+            // A convolution is integer only with codes on both sides.
+            Site::Input | Site::PatchEmbed => None,
+            _ => Some("the operator that reads it runs in float on onnxruntime, and its integer MatMul writes floats directly"),
         }
     }
 

@@ -109,7 +109,7 @@ impl Walk<'_> {
         let read_by = |op| self.graph.uses(out).into_iter().any(|u| self.graph.is_op(u.node, op));
         // A residual stream before its LayerNorm needs a scale for each channel, which only a block's sites have. A mean
         // that is subtracted again is part of a normalisation.
-        if (kind == Site::AddOutput && read_by("LayerNormalization")) || (kind == Site::PoolOutput && read_by("Sub")) {
+        if (kind == Site::AddOutput && super::parts::is_normed(self.graph, out)) || (kind == Site::PoolOutput && read_by("Sub")) {
             return;
         }
         let end = if several { self.through_clip(out) } else { out };
@@ -204,6 +204,6 @@ impl Walk<'_> {
         let values: Vec<String> = values.iter().map(|&v| self.graph.value_name(v).to_owned()).collect();
         // Names of values are unique in a graph, and stable from one export to the next.
         let part = (site != Site::Input || self.graph.inputs().len() > 1).then(|| values[0].clone());
-        self.sites.push(SiteRef { block: None, site, part, weight, values });
+        self.sites.push(SiteRef { block: None, site, part, weight, values, observe: None });
     }
 }

@@ -3,14 +3,25 @@
 //!
 //! Nothing is rewritten here: the result, [`Vit`], speaks of values by name, so that it outlives every pass.
 
+mod attention;
 mod block;
 mod general;
+mod mlp;
 mod outside;
+mod parts;
 mod site;
+mod spelling;
+mod stages;
 
-pub use block::{Attention, Block, Linear, Mlp, find};
+pub use attention::Attention;
+pub use block::{Block, find};
 pub use general::General;
+pub use mlp::Mlp;
+pub use parts::Linear;
 pub use site::{Section, Site, SiteRef};
+pub use spelling::PartForm;
+
+use std::collections::BTreeSet;
 
 use crate::ir::Graph;
 use crate::pattern::NearMiss;
@@ -24,6 +35,9 @@ pub struct Vit {
     pub general: General,
     /// Every quantisation site: block by block, then those around the blocks, then those of the general rules.
     pub sites: Vec<SiteRef>,
+    /// Full names of the sites that a MatMul or convolution reads: they need codes wherever products are computed in integers.
+    #[serde(skip)]
+    pub multiplied: BTreeSet<String>,
     /// Where a block was all but matched, and what was not found around them.
     #[serde(skip)]
     pub near_misses: Vec<NearMiss>,
@@ -31,12 +45,25 @@ pub struct Vit {
 
 /// Recognises the blocks and lists all sites.
 pub fn recognise(graph: &Graph) -> Vit {
-    let (blocks, mut near_misses) = find(graph);
-    let mut sites: Vec<SiteRef> = blocks.iter().flat_map(block::sites).collect();
-    let (outside, misses) = outside::sites(graph, &blocks);
+    let (mut blocks, mut near_misses) = find(graph);
+    let (between, misses) = stages::sites(graph, &mut blocks);
+    if near_misses.is_empty() {
+        // A block that is not recognised breaks the stream: that is said already.
+        near_misses.extend(misses);
+    }
+    let mut sites: Vec<SiteRef> = blocks.iter().flat_map(Block::sites).collect();
+    sites.extend(between);
+    let (outside, misses) = outside::sites(graph, &blocks, &sites);
     sites.extend(outside);
     near_misses.extend(misses);
     let (general, more) = general::sites(graph, &sites);
     sites.extend(more);
-    Vit { blocks, general, sites, near_misses }
+    let multiplied = sites.iter().filter(|s| !s.weight && s.values.iter().any(|v| is_multiplied(graph, v)));
+    let multiplied = multiplied.map(SiteRef::full_name).collect();
+    Vit { blocks, general, sites, multiplied, near_misses }
+}
+
+fn is_multiplied(graph: &Graph, value: &str) -> bool {
+    let uses = graph.value(value).map(|v| graph.uses(v)).unwrap_or_default();
+    uses.into_iter().any(|u| graph.is_op(u.node, "MatMul") || graph.is_op(u.node, "Conv"))
 }

@@ -1,17 +1,21 @@
 //! The sites before the first block and after the last.
 
+use std::collections::BTreeSet;
+
+use super::parts::{NORMS, is_normed};
 use super::{Block, Site, SiteRef};
 use crate::ir::{Graph, NodeId, Value};
 use crate::pattern::NearMiss;
 
 /// Sites outside the blocks, and what was looked for and is not there.
-pub(super) fn sites(graph: &Graph, blocks: &[Block]) -> (Vec<SiteRef>, Vec<NearMiss>) {
-    let mut walk = Walk { graph, sites: Vec::new(), misses: Vec::new() };
+pub(super) fn sites(graph: &Graph, blocks: &[Block], known: &[SiteRef]) -> (Vec<SiteRef>, Vec<NearMiss>) {
+    let known = known.iter().flat_map(|s| &s.values).filter_map(|v| graph.value(v)).collect();
+    let mut walk = Walk { graph, known, sites: Vec::new(), misses: Vec::new() };
     if let (Some(first), Some(last)) = (blocks.first(), blocks.last()) {
-        if let Some(x) = graph.value(&first.attention.x) {
+        if let Some(x) = graph.value(&first.x) {
             walk.before(x);
         }
-        if let Some(x) = graph.value(&last.mlp.output) {
+        if let Some(x) = graph.value(&last.output) {
             walk.after(last.index, x);
         }
     }
@@ -20,6 +24,8 @@ pub(super) fn sites(graph: &Graph, blocks: &[Block]) -> (Vec<SiteRef>, Vec<NearM
 
 struct Walk<'g> {
     graph: &'g Graph,
+    /// Values of sites in and between the blocks.
+    known: BTreeSet<Value>,
     sites: Vec<SiteRef>,
     misses: Vec<NearMiss>,
 }
@@ -29,7 +35,11 @@ const CARRIERS: [&str; 7] = ["Reshape", "Transpose", "Flatten", "Squeeze", "Unsq
 
 impl Walk<'_> {
     fn site(&mut self, block: Option<usize>, site: Site, weight: bool, part: Option<&str>, values: &[Value]) {
-        let values = values.iter().map(|&v| self.graph.value_name(v).to_owned()).collect();
+        let values: Vec<String> =
+            values.iter().filter(|v| !self.known.contains(v)).map(|&v| self.graph.value_name(v).to_owned()).collect();
+        if values.is_empty() {
+            return;
+        }
         let taken = |part: &Option<String>| {
             self.sites.iter().any(|s| (s.block, s.site, s.weight, &s.part) == (block, site, weight, part))
         };
@@ -40,7 +50,7 @@ impl Walk<'_> {
         };
         // Two heads, or a norm on either side of the pooling.
         let Some(part) = (1..).map(named).find(|p| !taken(p)) else { return };
-        self.sites.push(SiteRef { block, site, part, weight, values });
+        self.sites.push(SiteRef { block, site, part, weight, values, observe: None });
     }
 
     fn miss(&mut self, at: Value, what: &str) {
@@ -81,7 +91,7 @@ impl Walk<'_> {
     fn before(&mut self, x: Value) {
         let mut found = Vec::new();
         let mut at = x;
-        if self.graph.is_op(at.node, "LayerNormalization") {
+        if self.is(at, &NORMS) {
             // CLIP normalises before the first block: its input is a residual stream too, the sum is another.
             found.push((Site::Embed, false, None, vec![at]));
             at = self.graph.input(at.node, 0).unwrap_or(at);
@@ -97,6 +107,13 @@ impl Walk<'_> {
                 self.data_input(top).map_or((Vec::new(), top), |v| self.carried(v))
             }
             None => (chain, top),
+        };
+        let (patches, conv) = match self.graph.input(conv.node, 0).filter(|_| self.is(conv, &NORMS)) {
+            Some(before) => {
+                found.push((Site::Embed, false, Some("patches"), patches));
+                self.carried(before)
+            }
+            None => (patches, conv),
         };
         if self.graph.is_op(conv.node, "Conv") {
             found.push((Site::PatchEmbed, false, None, patches));
@@ -130,7 +147,8 @@ impl Walk<'_> {
                 at += 1;
                 for reader in self.graph.uses(v) {
                     let y = Value { node: reader.node, port: 0 };
-                    if self.is(y, &CARRIERS) && reader.port == 0 {
+                    let joins = self.is(y, &["Concat"]) && !self.known.contains(&y);
+                    if (self.is(y, &CARRIERS) && reader.port == 0) || joins {
                         stage.values.push(y);
                     } else if let Some(following) = self.following(&stage, y) {
                         tips += 1;
@@ -154,10 +172,10 @@ impl Walk<'_> {
     /// What an operator that reads a stage makes of it.
     fn following(&self, stage: &Stage, y: Value) -> Option<Stage> {
         let Stage { block, site, .. } = *stage;
-        if self.graph.is_op(y.node, "LayerNormalization") {
+        if self.is(y, &NORMS) {
             return Some(Stage { block: None, site: Site::Norm, part: None, values: vec![y] });
         }
-        if self.over_tokens(y) {
+        if self.over_tokens(y) || self.is(y, &["GlobalAveragePool"]) {
             return Some(Stage { block, site, part: Some("pool"), values: vec![y] });
         }
         let weight = self.graph.input(y.node, 1).filter(|&w| self.graph.constant(w).is_some());
@@ -186,12 +204,13 @@ impl Walk<'_> {
         readers.into_iter().any(|u| self.graph.is_op(u.node, "MatMul") && self.constant_input(u.node).is_some())
     }
 
-    /// A mean over the tokens, axis 1 of three.
+    /// A mean over the tokens.
     fn over_tokens(&self, y: Value) -> bool {
         let Some(op) = self.graph.op(y.node).filter(|op| op.op.is("ReduceMean")) else { return false };
         let input = self.graph.input(y.node, 1).and_then(|v| self.graph.constant(v)).and_then(|t| t.to_i64().ok());
         let axes = op.attrs.ints("axes").map(<[i64]>::to_vec).or(input);
-        axes.is_some_and(|a| a == [1] || a == [-2])
+        // Tokens in rows and columns: axes 1 and 2 of four.
+        axes.is_some_and(|a| a == [1] || a == [-2] || a == [1, 2] || a == [-3, -2])
     }
 
     fn claim(&mut self, stage: Stage) {
@@ -210,8 +229,7 @@ impl Walk<'_> {
                 // The sum itself is the block's. What is picked from it before a LayerNormalization needs codes of its own;
                 // before a mean it is read in float anyway.
                 values.remove(0);
-                let normed = |v: &Value| self.graph.uses(*v).into_iter().any(|u| self.graph.is_op(u.node, "LayerNormalization"));
-                if values.iter().any(normed) {
+                if values.iter().any(|&v| is_normed(self.graph, v)) {
                     self.site(block, site, false, Some("tokens"), &values);
                 }
             }

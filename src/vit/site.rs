@@ -65,11 +65,18 @@ sites! {
     SvAttn = "sv_attn", AttnLayer, "attention · v, the input of attn_proj";
     AttnProj = "attn_proj", Layers, "weights of the attention's output projection";
     AttnProjOutput = "attn_proj_output", ExtraLayer, "output of attn_proj";
+    QkNorm = "qk_norm", ExtraLayer, "q and k after a normalisation of their own";
+    QkRope = "qk_rope", ExtraLayer, "q and k after a rotary embedding";
+    TalkingHeads = "talking_heads", ExtraLayer, "weights that mix the heads before or behind the softmax";
+    TalkingOutput = "talking_output", ExtraLayer, "the probabilities after heads were mixed";
+    AttnNorm = "attn_norm", ExtraLayer, "output of a LayerNorm between sv_attn and attn_proj";
     Residual1 = "residual1", ResidualLayer, "the residual sum after attention";
     Norm2 = "norm2", Layers, "output of the LayerNorm before the MLP";
     MlpFc1 = "mlp_fc1", Layers, "weights of the MLP's first Linear";
     MlpFc1Output = "mlp_fc1_output", ExtraLayer, "output of mlp_fc1, the activation's input";
-    MlpAct = "mlp_act", AttnLayer, "the activation's output";
+    MlpGate = "mlp_gate", ExtraLayer, "the activation's output in a gated MLP, before it is multiplied";
+    MlpAct = "mlp_act", AttnLayer, "the activation's output, multiplied with the other half in a gated MLP";
+    MlpNorm = "mlp_norm", ExtraLayer, "output of a LayerNorm between mlp_act and mlp_fc2";
     MlpFc2 = "mlp_fc2", Layers, "weights of the MLP's second Linear";
     MlpAct2 = "mlp_act2", AttnLayer, "output of mlp_fc2";
     Residual2 = "residual2", ResidualLayer, "the residual sum after the MLP";
@@ -148,6 +155,9 @@ pub struct SiteRef {
     pub weight: bool,
     /// The values that carry the tensor, producer first: the others are the same elements reshaped, transposed or joined.
     pub values: Vec<String>,
+    /// The value to observe in their place: scores before a mask makes some of them vanish.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observe: Option<String>,
 }
 
 impl SiteRef {
@@ -165,6 +175,9 @@ impl SiteRef {
     /// The value to observe: the last that carries the tensor, so that what is joined to it on the way is seen too. By the
     /// general rules nothing is joined, but a pool or slice may drop elements: the first.
     pub fn observed(&self) -> &str {
+        if let Some(value) = &self.observe {
+            return value;
+        }
         let first = self.site.is_general() || matches!(self.site, Site::Input | Site::HeadOutput);
         let value = if first { self.values.first() } else { self.values.last() };
         value.map_or("", String::as_str)

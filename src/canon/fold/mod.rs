@@ -19,7 +19,7 @@ use crate::ir::{Edit, Graph, Model, NodeId, NodeKind, Tensor, Value, VerifyError
 
 /// More rounds than this are not needed by any real export: each resolves one layer of arithmetic through floats.
 const MAX_ROUNDS: usize = 12;
-/// A result may be as large as this, or as the largest constant it comes from.
+/// A result may be as large as this, or as the constants it comes from; products may be larger.
 const SMALL: usize = 64 << 10;
 
 /// What folding did.
@@ -142,9 +142,18 @@ impl Round<'_, '_> {
             .collect::<Result<_, ()>>()
             .ok()?;
         let outputs = self.edit.get(id)?.outputs.len();
-        let largest = inputs.iter().flatten().map(|t| t.bytes().len()).max().unwrap_or(0);
-        // A cast of a weight may widen it: an element grows to 8 bytes at most.
-        let limit = if op.op.is("Cast") { largest.saturating_mul(8) } else { largest }.max(SMALL);
+        let sizes = || inputs.iter().flatten().map(|t| t.bytes().len());
+        let largest = sizes().max().unwrap_or(0);
+        let limit = match op.op.op_type.as_str() {
+            // A cast of a weight may widen it: an element grows to 8 bytes at most.
+            "Cast" => largest.saturating_mul(8),
+            "Concat" => sizes().sum(),
+            // A table of angles, each for the two elements that it turns.
+            "Expand" | "Tile" => largest.saturating_mul(4),
+            "MatMul" | "Gather" | "GatherND" => largest.max(eval::PRODUCT_ROOM),
+            _ => largest,
+        }
+        .max(SMALL);
         let call = eval::Call { op, opset: self.opset, inputs, outputs, limit };
         let results = function(&call)?;
         (results.len() == outputs && results.iter().all(|t| t.bytes().len() <= limit)).then_some(results)

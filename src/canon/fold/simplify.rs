@@ -100,10 +100,10 @@ impl Round<'_, '_> {
         true
     }
 
-    /// `Reshape(Reshape(x))`.
+    /// `Reshape(Reshape(x))`; an axis that the inner one adds is no more than that.
     fn join_reshapes(&mut self, id: NodeId, x: Value, y: Value) -> bool {
         let joined = || {
-            self.graph().op(x.node).filter(|op| op.op.is("Reshape"))?;
+            self.graph().op(x.node).filter(|op| op.op.is("Reshape") || op.op.is("Unsqueeze"))?;
             self.edit.constant(self.edit.input(id, 1)?)?;
             let source = self.edit.input(x.node, 0)?;
             let target = constant_target(self.shapes.shape(source)?, self.shapes.shape(y)?)?;

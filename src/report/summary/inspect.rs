@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::text::{bytes, count, entry, layers, row, sites};
 use crate::ir::{Graph, Model, NodeId, Value};
-use crate::vit::{Block, Vit};
+use crate::vit::{Block, PartForm, Vit};
 
 /// An input or output of a model.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -24,6 +24,10 @@ pub struct Interface {
 pub struct BlockRow {
     /// Its place in the data flow, from 0.
     pub index: usize,
+    /// How it is built: `pre-norm`, `post-norm`, `parallel`, `pooling`.
+    pub kind: String,
+    /// What it has that a plain block has not: `windows`, `position bias`, `gated`, ….
+    pub features: Vec<String>,
     /// Attention heads.
     pub heads: usize,
     /// Width of a head.
@@ -36,6 +40,8 @@ pub struct BlockRow {
     pub activation: String,
     /// Quantisation sites.
     pub sites: usize,
+    /// How the exporter spelt each part.
+    pub forms: Vec<PartForm>,
 }
 
 /// What was found in a model.
@@ -77,20 +83,21 @@ pub struct InspectSummary {
     pub ops_left_alone: BTreeMap<String, usize>,
 }
 
-/// Blocks of a canonical graph as rows.
-fn blocks(graph: &Graph, vit: &Vit) -> Vec<BlockRow> {
-    let shape = |name: &str| graph.value(name).and_then(|v| graph.constant(v)).map(|t| t.shape.clone()).unwrap_or_default();
+/// Blocks as rows.
+fn blocks(vit: &Vit) -> Vec<BlockRow> {
     let to_row = |b: &Block| {
-        let fc1 = shape(&b.mlp.fc1.weight);
-        let (dim, hidden) = (fc1.first().copied().unwrap_or(0), fc1.last().copied().unwrap_or(0));
+        let attention = b.attentions.first();
         BlockRow {
             index: b.index,
-            heads: b.attention.heads,
-            head_dim: b.attention.head_dim,
-            dim,
-            mlp_ratio: if dim == 0 { 0.0 } else { hidden as f64 / dim as f64 },
-            activation: b.mlp.act_op.clone(),
+            kind: b.kind.to_owned(),
+            features: b.features().into_iter().map(str::to_owned).collect(),
+            heads: attention.map_or(0, |a| a.heads),
+            head_dim: attention.map_or(0, |a| a.head_dim),
+            dim: b.dim,
+            mlp_ratio: b.mlp_ratio,
+            activation: b.mlps.first().map(|m| m.act_op.clone()).unwrap_or_default(),
             sites: vit.sites.iter().filter(|s| s.block == Some(b.index)).count(),
+            forms: Vec::new(),
         }
     };
     vit.blocks.iter().map(to_row).collect()
@@ -101,10 +108,7 @@ fn covered<'a>(graph: &'a Graph, vit: &'a Vit) -> BTreeSet<&'a str> {
     let mut names: BTreeSet<&str> = vit.sites.iter().flat_map(|s| &s.values).map(String::as_str).collect();
     names.extend(vit.general.inner.iter().map(String::as_str));
     for b in &vit.blocks {
-        for l in b.attention.qkv.iter().chain([&b.attention.proj, &b.mlp.fc1, &b.mlp.fc2]) {
-            names.extend([l.product.as_str(), l.output.as_str()]);
-        }
-        names.extend(b.mlp.gate.iter().map(String::as_str));
+        names.extend(b.inner().map(String::as_str));
     }
     // A Linear outside the blocks is a site by its sum; its product belongs to it.
     let products = |name: &&str| -> Option<&'a str> {
@@ -149,7 +153,7 @@ pub fn inspect(path: &str, bytes: u64, original: &Model, canonical: &Model, vit:
         outputs: graph.outputs().iter().map(|&v| interface(v)).collect(),
         parameters: graph.node_ids().into_iter().map(elements).sum(),
         quantised: false,
-        blocks: blocks(&canonical.graph, vit),
+        blocks: blocks(vit),
         convolutions: vit.general.convolutions,
         linears: vit.general.linears,
         sites: vit.sites.iter().map(crate::vit::SiteRef::full_name).collect(),
@@ -158,6 +162,19 @@ pub fn inspect(path: &str, bytes: u64, original: &Model, canonical: &Model, vit:
         ops: BTreeMap::new(),
         ops_left_alone: left_alone(&canonical.graph, vit),
     }
+}
+
+/// `0-5, 8`.
+fn ranges(ascending: &[usize]) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for &i in ascending {
+        match runs.last_mut() {
+            Some((_, end)) if *end + 1 == i => *end = i,
+            _ => runs.push((i, i)),
+        }
+    }
+    let text = |&(a, b): &(usize, usize)| if a == b { a.to_string() } else { format!("{a}-{b}") };
+    runs.iter().map(text).collect::<Vec<_>>().join(", ")
 }
 
 fn histogram(counts: &BTreeMap<String, usize>) -> String {
@@ -190,6 +207,9 @@ impl Display for InspectSummary {
             }
         } else {
             writeln!(f, "\n{}\n", self.table())?;
+            if self.blocks.iter().any(|b| !b.forms.is_empty()) {
+                writeln!(f, "{}\n", self.forms())?;
+            }
             let inside: usize = self.blocks.iter().map(|b| b.sites).sum();
             let outside = self.sites.len().saturating_sub(inside);
             row(
@@ -218,14 +238,16 @@ impl InspectSummary {
     fn table(&self) -> Table {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
-        table.set_header(["block", "heads", "head dim", "dim", "MLP ratio", "activation", "sites"]);
-        let same = |a: &BlockRow, b: &BlockRow| BlockRow { index: 0, ..a.clone() } == BlockRow { index: 0, ..b.clone() };
+        table.set_header(["block", "kind", "heads", "head dim", "dim", "MLP ratio", "activation", "sites"]);
+        let plain = |b: &BlockRow| BlockRow { index: 0, forms: Vec::new(), ..b.clone() };
+        let same = |a: &BlockRow, b: &BlockRow| plain(a) == plain(b);
         let mut rest = self.blocks.as_slice();
         while let Some(first) = rest.first() {
             let n = rest.iter().take_while(|b| same(first, b)).count();
             let name = if n == 1 { first.index.to_string() } else { format!("{}-{}", first.index, first.index + n - 1) };
             let cells = [
                 name,
+                [std::slice::from_ref(&first.kind), first.features.as_slice()].concat().join(", "),
                 first.heads.to_string(),
                 first.head_dim.to_string(),
                 first.dim.to_string(),
@@ -236,8 +258,39 @@ impl InspectSummary {
             table.add_row(cells);
             rest = rest.get(n..).unwrap_or_default();
         }
-        for column in table.column_iter_mut().skip(1).take(4) {
+        for column in table.column_iter_mut().skip(2).take(4) {
             column.set_cell_alignment(CellAlignment::Right);
+        }
+        table
+    }
+
+    /// One line an exporter's form: the parts that have it, and in which blocks.
+    fn forms(&self) -> Table {
+        let mut rows: Vec<(&'static str, &str, Vec<usize>)> = Vec::new();
+        for block in &self.blocks {
+            for PartForm { part, form } in &block.forms {
+                match rows.iter_mut().find(|(p, f, _)| (p, f) == (part, &form.as_str())) {
+                    Some((.., blocks)) => blocks.push(block.index),
+                    None => {
+                        // Beside the other forms of the same part.
+                        let at = rows.iter().rposition(|(p, ..)| p == part).map_or(rows.len(), |i| i + 1);
+                        rows.insert(at, (part, form, vec![block.index]));
+                    }
+                }
+            }
+        }
+        let mut lines: Vec<(Vec<&str>, &str, Vec<usize>)> = Vec::new();
+        for (part, form, blocks) in rows {
+            match lines.iter_mut().find(|(_, f, b)| (*f, b) == (form, &blocks)) {
+                Some((parts, ..)) => parts.push(part),
+                None => lines.push((vec![part], form, blocks)),
+            }
+        }
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        table.set_header(["part", "exported as", "blocks"]);
+        for (parts, form, blocks) in lines {
+            table.add_row([parts.join(", "), form.to_owned(), ranges(&blocks)]);
         }
         table
     }

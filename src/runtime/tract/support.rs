@@ -55,6 +55,7 @@ const TABLE: &[Row] = &[
     row(AI_ONNX, &["Gelu"], &[("approximate", Str(&["none", "tanh"]))], 1),
     row(AI_ONNX, &["Dropout"], &[("ratio", Any), ("seed", Any)], 1),
     row(AI_ONNX, &["LayerNormalization"], &[("axis", Any), ("epsilon", Any), ("stash_type", Int(&[1]))], 1),
+    row(AI_ONNX, &["RMSNormalization"], &[("axis", Any), ("epsilon", Any), ("stash_type", Int(&[1]))], 1),
     row(AI_ONNX, &["BatchNormalization"],
         &[("epsilon", Any), ("momentum", Any), ("spatial", Int(&[1])), ("training_mode", ZERO)], 1),
     row(AI_ONNX, &["InstanceNormalization"], &[("epsilon", Any)], 1),

@@ -51,6 +51,18 @@ macro_rules! float_number {
                     "Floor" => a.floor(),
                     "Ceil" => a.ceil(),
                     "Round" => a.round_ties_even(),
+                    "Relu" => {
+                        if a < 0.0 {
+                            0.0
+                        } else {
+                            a
+                        }
+                    }
+                    // In f64, so that the f32 result is rounded once.
+                    "Sigmoid" => (1.0 / (1.0 + (-f64::from(a)).exp())) as $t,
+                    "Tanh" => f64::from(a).tanh() as $t,
+                    "Sin" => f64::from(a).sin() as $t,
+                    "Cos" => f64::from(a).cos() as $t,
                     "Sign" => {
                         if a == 0.0 || a.is_nan() {
                             a

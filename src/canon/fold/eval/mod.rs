@@ -10,6 +10,8 @@ mod select;
 
 use crate::ir::{DType, Op, OpName, Tensor};
 
+pub(in crate::canon::fold) use matmul::ROOM as PRODUCT_ROOM;
+
 /// An operator with its constant inputs.
 pub(super) struct Call<'a> {
     pub(super) op: &'a Op,
@@ -34,7 +36,8 @@ pub(super) fn lookup(op: &OpName) -> Option<EvalFn> {
         "Equal" | "Less" | "Greater" | "LessOrEqual" | "GreaterOrEqual" => arith::comparison,
         "And" | "Or" | "Xor" => arith::logic,
         "Not" => arith::not,
-        "Sqrt" | "Neg" | "Reciprocal" | "Exp" | "Log" | "Abs" | "Floor" | "Ceil" | "Round" | "Sign" => arith::unary,
+        "Sqrt" | "Neg" | "Reciprocal" | "Exp" | "Log" | "Abs" | "Floor" | "Ceil" | "Round" | "Sign" | "Relu" | "Sigmoid"
+        | "Tanh" | "Sin" | "Cos" => arith::unary,
         "Clip" => arith::clip,
         "Cast" => cast::cast,
         "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" => layout::reinterpret,
@@ -45,6 +48,7 @@ pub(super) fn lookup(op: &OpName) -> Option<EvalFn> {
         "Concat" => select::concat,
         "Split" => select::split,
         "Gather" => select::gather,
+        "GatherND" => select::gather_nd,
         "Where" => select::where_,
         "ConstantOfShape" => make::constant_of_shape,
         "Range" => make::range,

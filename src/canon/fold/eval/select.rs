@@ -89,6 +89,26 @@ pub(super) fn gather(call: &Call) -> Option<Vec<Tensor>> {
     Some(vec![Tensor::from_bytes(t.dtype, shape, out.into()).ok()?])
 }
 
+/// `GatherND` without batch dimensions: each row of indices picks an element or a block of the leading axes.
+pub(super) fn gather_nd(call: &Call) -> Option<Vec<Tensor>> {
+    let (t, indices) = (call.input(0)?, call.input(1)?);
+    let (&depth, rows) = indices.shape.split_last()?;
+    if call.int("batch_dims", 0) != 0 || depth == 0 || depth > t.shape.len() {
+        return None;
+    }
+    let (picked, block) = t.shape.split_at(depth);
+    let shape: Vec<usize> = rows.iter().chain(block).copied().collect();
+    call.room(&shape, t.dtype)?;
+    let step = block.iter().product::<usize>().checked_mul(element_size(t.dtype)?)?;
+    let mut out = Vec::new();
+    for index in indices.to_i64().ok()?.chunks(depth) {
+        let places = index.iter().zip(picked).map(|(&i, &size)| Some((axis(i, size)?, size)));
+        let row = places.collect::<Option<Vec<_>>>()?.into_iter().fold(0, |row, (at, size)| row * size + at);
+        out.extend_from_slice(t.bytes().get(row * step..(row + 1) * step)?);
+    }
+    Some(vec![Tensor::from_bytes(t.dtype, shape, out.into()).ok()?])
+}
+
 /// `Where`.
 pub(super) fn where_(call: &Call) -> Option<Vec<Tensor>> {
     let (cond, yes, no) = (call.input(0)?, call.input(1)?, call.input(2)?);
