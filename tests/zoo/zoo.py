@@ -264,7 +264,7 @@ def run_ort(path, x):
 def find_vitq():
     """$VITQ, else the newer of target/release/vitq and target/debug/vitq."""
     if os.environ.get("VITQ"):
-        return Path(os.environ["VITQ"])
+        return Path(os.environ["VITQ"]).resolve(strict=True)
     root = Path(__file__).resolve().parents[2] / "target"
     built = [p for p in (root / "release/vitq", root / "debug/vitq") if p.exists()]
     if not built:
