@@ -75,16 +75,17 @@ fn float(value: f32) -> Tensor {
 
 // `Attention` of opset 23: q, k, v [B, H, N, D], softmax(q·kᵀ · scale)·v.
 
-fn check_attention_op(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
+fn check_attention_op(facts: Facts<'_>, m: &Match) -> Result<(f32, Option<Value>), String> {
     let id = m.root().node;
     let op = facts.graph.op(id).ok_or("an operator expected")?;
-    let mut inputs = facts.graph.inputs_of(id).iter().filter(|v| v.is_some()).count();
-    if facts.graph.input(id, 3).is_some_and(|mask| masks_nothing(facts, mask)) {
-        inputs -= 1;
-    }
+    let inputs = facts.graph.inputs_of(id).iter().filter(|v| v.is_some()).count();
+    let mask = facts.graph.input(id, 3).filter(|&mask| !masks_nothing(facts, mask));
+    let added = mask.is_none_or(|mask| facts.shapes.get(mask).and_then(|f| f.dtype) == Some(DType::F32));
+    let expected = if facts.graph.input(id, 3).is_some() { 4 } else { 3 };
     let flag = |name: &str| op.attrs.int(name).unwrap_or(0) != 0;
-    if inputs != 3 || flag("is_causal") || op.attrs.float("softcap").unwrap_or(0.0) != 0.0 || m.root().port != 0 {
-        return Err("Attention without mask, past, causality and soft cap expected".to_owned());
+    if inputs != expected || !added || flag("is_causal") || op.attrs.float("softcap").unwrap_or(0.0) != 0.0 || m.root().port != 0
+    {
+        return Err("Attention without past, causality, soft cap and a mask of truth values expected".to_owned());
     }
     let heads = |name: &str| op.attrs.int(name);
     if heads("q_num_heads").is_some() || heads("kv_num_heads").is_some() {
@@ -97,10 +98,10 @@ fn check_attention_op(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
         return Err(format!("as many heads of k and v as of q expected, found {k} and {q}"));
     }
     match op.attrs.float("scale") {
-        Some(s) => Ok(s),
+        Some(s) => Ok((s, mask)),
         None => facts
             .last_dim(m.value("q"))
-            .map(|d| (1.0 / (d as f64).sqrt()) as f32)
+            .map(|d| ((1.0 / (d as f64).sqrt()) as f32, mask))
             .ok_or_else(|| "a known head width expected, to know the scale".to_owned()),
     }
 }
@@ -111,7 +112,7 @@ fn masks_nothing(facts: Facts<'_>, mask: Value) -> bool {
     super::mask::uniform(facts.graph, mask) == Some(nothing)
 }
 
-fn build_attention_op(edit: &mut Edit<'_>, m: &Match, scale: f32) -> Value {
+fn build_attention_op(edit: &mut Edit<'_>, m: &Match, (scale, mask): (f32, Option<Value>)) -> Value {
     let at = m.root().node;
     let name = edit.value_name(m.root()).to_owned();
     let stem = |part: &str| format!("{name}.{part}");
@@ -120,6 +121,10 @@ fn build_attention_op(edit: &mut Edit<'_>, m: &Match, scale: f32) -> Value {
     let scores = edit.add(at, NewOp::std("MatMul", &stem("scores")).inputs([m.value("q"), kt]));
     let c = edit.add_init(at, &stem("scale"), float(scale));
     let scaled = edit.add(at, NewOp::std("Mul", &stem("scaled")).inputs([scores, c]));
+    let scaled = match mask {
+        Some(mask) => edit.add(at, NewOp::std("Add", &stem("masked")).inputs([scaled, mask])),
+        None => scaled,
+    };
     let p = edit.add(at, NewOp::std("Softmax", &stem("softmax")).input(scaled).attr("axis", AttrValue::Int(-1)));
     edit.add(at, NewOp::std("MatMul", &name).inputs([p, m.value("v")]))
 }

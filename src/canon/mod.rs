@@ -28,7 +28,7 @@ mod weights;
 
 use std::collections::BTreeMap;
 
-use crate::ir::{AI_VITQ, Model, VerifyError};
+use crate::ir::{AI_VITQ, Model, VerifyError, opset_needed};
 use crate::pattern::{self, Forms, NearMiss, Rule};
 
 pub use crate::ir::CANONICAL_OPSET;
@@ -105,7 +105,7 @@ pub fn canonicalise_by(model: &mut Model, stages: &[Vec<Rule>]) -> Result<CanonR
     }
     fold::fold(model)?;
     // A younger operator that no rule took apart is kept as it is, with an operator set that has it.
-    model.set_opset("", opset::needed(&model.graph));
+    model.set_opset("", opset_needed(&model.graph));
     Ok(report)
 }
 

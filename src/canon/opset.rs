@@ -2,24 +2,13 @@
 
 use super::{CANONICAL_OPSET, CanonError};
 use crate::ir::shape::{self, Shapes};
-use crate::ir::{AttrValue, Edit, Graph, Model, NodeId, Tensor, Value};
+use crate::ir::{AttrValue, Edit, Model, NodeId, Tensor, Value};
 
 /// The oldest operator set that exporters still write and that the adapters know.
 const OLDEST: i64 = 9;
 
 /// From this operator set on, a nested graph, which no pass looks into, means the same in the canonical one.
 const NESTED_SINCE: i64 = 18;
-
-/// Operators that are younger than the canonical operator set, and the set they came with.
-const YOUNGER: [(&str, i64); 7] = [
-    ("Attention", 23),
-    ("RMSNormalization", 23),
-    ("RotaryEmbedding", 23),
-    ("Swish", 24),
-    ("TensorScatter", 24),
-    ("BitCast", 26),
-    ("CumProd", 26),
-];
 
 /// Brings a model's operators to the canonical opset.
 pub(super) fn adapt(model: &mut Model) -> Result<(), CanonError> {
@@ -53,12 +42,6 @@ pub(super) fn adapt(model: &mut Model) -> Result<(), CanonError> {
         model.set_opset("", CANONICAL_OPSET);
     }
     Ok(())
-}
-
-/// The operator set that the graph needs: the canonical one, unless a younger operator was left as it is.
-pub(super) fn needed(graph: &Graph) -> i64 {
-    let since = |id| YOUNGER.iter().find(|(name, _)| graph.is_op(id, name)).map(|(_, since)| *since);
-    graph.ops().into_iter().filter_map(since).max().unwrap_or(CANONICAL_OPSET)
 }
 
 fn adapt_node(edit: &mut Edit<'_>, id: NodeId, opset: i64, shapes: &Shapes) -> Result<(), CanonError> {

@@ -1,13 +1,54 @@
-//! A mean over an image's rows and columns is a pool, which integer runtimes have.
+//! A mean over an image's rows and columns is a pool, which integer runtimes have; a pool that rounds its size up is one with
+//! more padding, which every runtime has.
 
-use crate::ir::{NewOp, Value};
-use crate::pattern::{Facts, Match, Rule, op, var};
+use crate::ir::{AttrValue, NewOp, Value};
+use crate::pattern::{Facts, Match, Rule, any_of, op, var};
 
 pub(super) fn rules() -> Vec<Rule> {
-    vec![Rule::new("mean-as-pool", "", op("ReduceMean", [var("x")]).form("ReduceMean"), check, |edit, m, ()| {
+    let rounded_up = any_of([op("AveragePool", [var("x")]), op("MaxPool", [var("x")])]);
+    let padded = Rule::new("pool-rounds-down", "", rounded_up, check_rounded_up, |edit, m, pads| {
+        let (root, name) = (m.root(), edit.value_name(m.root()).to_owned());
+        let Some(op) = edit.op(root.node).cloned() else { return root };
+        let new = NewOp::std(&op.op.op_type, &name).inputs([m.value("x")]).attrs(op.attrs);
+        edit.add(root.node, new.attr("ceil_mode", AttrValue::Int(0)).attr("pads", AttrValue::Ints(pads)))
+    });
+    let pool = Rule::new("mean-as-pool", "", op("ReduceMean", [var("x")]).form("ReduceMean"), check, |edit, m, ()| {
         let name = edit.value_name(m.root()).to_owned();
         edit.add(m.root().node, NewOp::std("GlobalAveragePool", &name).inputs([m.value("x")]))
-    })]
+    });
+    vec![pool, padded]
+}
+
+/// The pads with which a pool that rounds down has the windows of one that rounds up. Padding neither counts in a mean nor
+/// is a maximum.
+fn check_rounded_up(facts: Facts<'_>, m: &Match) -> Result<Vec<i64>, String> {
+    let op = facts.graph.op(m.root().node).ok_or("an operator expected")?;
+    let outputs = facts.graph.get(m.root().node).map_or(0, |n| n.outputs.len());
+    let kernel = op.attrs.ints("kernel_shape").unwrap_or_default();
+    let of = |name: &str, n: usize, default| op.attrs.ints(name).map_or_else(|| vec![default; n], <[i64]>::to_vec);
+    let (n, ceil) = (kernel.len(), op.attrs.int("ceil_mode").unwrap_or(0) != 0);
+    let explicit = op.attrs.str("auto_pad").is_none_or(|p| p == "NOTSET");
+    if !ceil || outputs != 1 || !explicit || of("dilations", n, 1).iter().any(|&d| d != 1) {
+        return Err("a pool with ceil_mode = 1, explicit pads and no dilation expected".to_owned());
+    }
+    let (strides, mut pads) = (of("strides", n, 1), of("pads", 2 * n, 0));
+    let shape = facts.shapes.shape(m.value("x")).ok_or("a known shape expected")?;
+    for i in 0..n {
+        let size = shape.get(2 + i).and_then(|d| d.as_const()).ok_or("known rows and columns expected")?;
+        let (begin, end) = (pads[i], pads[n + i]);
+        let (stride, kernel) = (strides[i].max(1), kernel[i]);
+        let mut windows = (size + begin + end - kernel + stride - 1).div_euclid(stride) + 1;
+        if (windows - 1) * stride >= size + begin {
+            // No window begins behind the image.
+            windows -= 1;
+        }
+        let more = ((windows - 1) * stride + kernel - (size + begin + end)).max(0);
+        if more > 0 && op.attrs.int("count_include_pad").unwrap_or(0) != 0 {
+            return Err("padding that does not count expected".to_owned());
+        }
+        pads[n + i] += more;
+    }
+    Ok(pads)
 }
 
 /// Axes 2 and 3 of four, kept with size 1.

@@ -7,10 +7,11 @@
 
 mod bias;
 mod custom;
+mod expand;
 mod functions;
 mod qdq;
 
-use crate::ir::{AI_VITQ, CANONICAL_OPSET, DType, Edit, Model, VerifyError, shape};
+use crate::ir::{AI_VITQ, CANONICAL_OPSET, DType, Edit, Model, VerifyError, opset_needed, shape};
 use crate::quant::{PlanError, QuantPlan};
 
 pub use functions::{function, function_names};
@@ -93,6 +94,7 @@ pub fn lower(model: &mut Model, plan: &QuantPlan) -> Result<LowerReport, LowerEr
         custom::lower(&mut edit, &quantised, &shapes, &mut report)?;
     }
     custom::report_float_softmaxes(&edit, &quantised, &mut report);
+    expand::rms_norms(&mut edit);
     edit.commit()?;
     finish(model, plan)?;
     Ok(report)
@@ -111,9 +113,9 @@ fn finish(model: &mut Model, plan: &QuantPlan) -> Result<(), LowerError> {
         let pair = model.graph.is_op(id, "QuantizeLinear") || model.graph.is_op(id, "DequantizeLinear");
         pair && zero_point.is_some_and(|t| wide(t.dtype))
     });
-    let needed = if needs_21 { 21 } else { CANONICAL_OPSET };
+    let needed = opset_needed(&model.graph).max(if needs_21 { 21 } else { CANONICAL_OPSET });
     // More only when canonicalisation had to leave a younger operator.
-    let opset = model.opset("").unwrap_or(needed).max(needed);
+    let opset = needed;
     model.set_opset("", opset);
     if !used.is_empty() {
         model.set_opset(AI_VITQ, 1);

@@ -240,7 +240,7 @@ impl Search<'_> {
                 if product(y) {
                     return true;
                 }
-                let goes_on = MOVES.iter().chain(&["Add", "Mul", "MatMul"]).any(|op| self.graph.is_op(y.node, op));
+                let goes_on = MOVES.iter().chain(&["Add", "Sub", "Mul", "MatMul"]).any(|op| self.graph.is_op(y.node, op));
                 if goes_on && seen.insert(y) && seen.len() < 16 {
                     todo.push(y);
                 }
