@@ -380,7 +380,9 @@ fn quantised(name: &str, model: &Model, vit: &Vit, stats: &Stats, target: Target
     let plan = make_plan(&facts(model, vit), stats, &config, target).unwrap();
     let mut lowered = model.clone();
     let report = lower::lower(&mut lowered, &plan).unwrap();
-    assert_eq!(report.notes, [""; 0], "{name} for {target}");
+    let expected = |note: &&String| note.ends_with("it has no integer op yet");
+    let odd: Vec<&String> = report.notes.iter().filter(|note| !expected(note)).collect();
+    assert_eq!(odd, [""; 0], "{name} for {target}");
     let counts = pipeline::op_counts(&lowered);
     if target == Target::Integer {
         for op in ["LayerNormalization", "Softmax", "Gelu", "Sigmoid", "Relu", "HardSwish"] {

@@ -15,7 +15,8 @@ pub(super) fn rules() -> Vec<Rule> {
     });
     vec![Rule::new(
         "hard-swish",
-        "HardSigmoid",
+        // The gate of a squeeze-and-excitation is no near miss.
+        "",
         commute("Mul", var("x"), gate).form("HardSigmoid, Mul"),
         |_, _| Ok(()),
         |edit, m, ()| {
