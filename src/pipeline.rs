@@ -7,6 +7,7 @@
 //! Each step takes what the one before it gave, or what a file of it holds; nothing here prints or decides.
 
 mod calibrate;
+mod clip;
 mod error;
 mod evaluate;
 mod load;
@@ -15,6 +16,7 @@ mod resume;
 mod samples;
 
 pub use calibrate::{Calibration, calibrate, engine_of};
+pub use clip::{Clip, ClipSearch, Clipped};
 pub use error::PipelineError;
 pub use evaluate::{Evaluation, SampleOutputs, evaluate, forward, is_quantised, runnable, top};
 pub use load::{Source, digest, encoded_bytes, file_bytes, load, op_counts, read};

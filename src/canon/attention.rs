@@ -1,7 +1,7 @@
 //! Attention: `Attention` taken apart, one selection of q, k and v, one scale.
 
 use super::weights;
-use crate::ir::{AttrValue, DType, Edit, Graph, NewOp, NodeId, Op, Tensor, Value};
+use crate::ir::{AttrValue, DType, Edit, Graph, NewOp, NodeId, Op, Tensor, Use, Value};
 use crate::pattern::{Facts, Match, Pat, Rule, any_of, chain, commute, constant, konst, op, rest, scalar, var};
 
 pub(super) fn rules() -> Vec<Rule> {
@@ -148,7 +148,10 @@ fn different_operands(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
         return Err("a product of two activations expected".to_owned());
     }
     let rank = |v| facts.rank(Some(v));
-    if rank(m.root()) > rank(m.value("a")).max(rank(m.value("b"))) {
+    let factor = ["c", "d"].iter().find_map(|n| m.get(n)).and_then(rank);
+    // A product of vectors drops dimensions that a factor might bring back.
+    let operands = rank(m.value("a")).min(rank(m.value("b")));
+    if rank(m.root()) > rank(m.value("a")).max(rank(m.value("b"))) || factor > operands {
         return Err("a factor of fewer dimensions than the product expected".to_owned());
     }
     match m.get("c") {
@@ -327,7 +330,7 @@ fn check_selection(facts: Facts<'_>, m: &Match) -> Result<Selection, String> {
     };
     let width = heads.checked_mul(head_dim).and_then(|w| usize::try_from(w).ok()).unwrap_or(0);
     let joint = width.checked_mul(parts).filter(|&n| n > 0);
-    if joint.is_none() || w.shape.get(1).copied() != joint {
+    if joint.is_none() || w.shape.len() != 2 || w.shape.get(1).copied() != joint {
         return Err(format!("weights [in, {parts} × {heads} × {head_dim}] expected, found {:?}", w.shape));
     }
     let text = |e: crate::ir::TensorError| e.to_string();
@@ -406,13 +409,14 @@ fn check_scaled_scores(facts: Facts<'_>, m: &Match) -> Result<(Tensor, Option<Te
     let g = facts.graph;
     let inside: Vec<Value> = ["product", "linear"].iter().filter_map(|n| m.get(n)).chain(m.list("path")).collect();
     let scores = m.value("scores");
-    let reader_inside = |n: NodeId| n == scores.node || inside.iter().any(|v| v.node == n);
+    // kᵀ may be q again: a product with itself would be scaled twice.
+    let reader_inside = |u: &Use| (u.node == scores.node && u.port == 0) || inside.iter().any(|v| v.node == u.node);
     // Every part that a Split on the way makes, too: k and v may be others of the same.
     let ports = |id: NodeId| g.get(id).map_or(0, |n| n.outputs.len() as u32);
     let made = inside.iter().flat_map(|v| (0..ports(v.node)).map(|port| Value { node: v.node, port }));
     for value in made {
         let ours = inside.contains(&value) || g.use_count(value) == 0;
-        if !ours || g.is_output(value) || g.uses(value).iter().any(|u| !reader_inside(u.node)) {
+        if !ours || g.is_output(value) || !g.uses(value).iter().all(&reader_inside) {
             return Err(format!(
                 "'{}' to be read for the scores only expected, so that q alone can be scaled",
                 g.value_name(value)
@@ -424,6 +428,7 @@ fn check_scaled_scores(facts: Facts<'_>, m: &Match) -> Result<(Tensor, Option<Te
             return Err(format!("'{}' to be read once expected, so that q alone can be scaled", g.value_name(value)));
         }
     }
+    facts.same_shape(m, if m.get("moved").is_some() { "moved" } else { "scores" })?;
     let c = constant_of(facts, m, "c")?;
     let scaled = |name: &str| m.get(name).and_then(|v| g.constant(v)).map(|t| weights::scaled(t, c)).transpose();
     let w = scaled("w").map_err(|e| e.to_string())?.ok_or("constant weights expected")?;

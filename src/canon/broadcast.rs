@@ -22,6 +22,9 @@ pub(super) fn rules() -> Vec<Rule> {
 
 /// The other operand has the result's shape already. A constant stays expanded: a class token is a stream of its own.
 fn check(facts: Facts<'_>, m: &Match) -> Result<(), String> {
+    if m.value("x") == m.value("expanded") {
+        return Err("another operand beside the expanded one expected".to_owned());
+    }
     if facts.graph.constant(m.value("y")).is_some() {
         return Err("something computed expected, found a constant".to_owned());
     }

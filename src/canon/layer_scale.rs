@@ -44,8 +44,9 @@ fn check(facts: Facts<'_>, m: &Match) -> Result<(Tensor, Option<Tensor>), String
     facts.same_shape(m, "linear")?;
     let (gamma, w) = (g.constant(m.value("gamma")), g.constant(m.value("w")));
     let (gamma, w) = (gamma.ok_or("a constant factor expected")?, w.ok_or("constant weights expected")?);
-    let ([_, width] | [width]) = w.shape[..] else {
-        return Err(format!("weights [in, out] expected, found {:?}", w.shape));
+    let width = match (&w.shape[..], m.get("norm")) {
+        (&[_, width], None) | (&[width], Some(_)) => width,
+        _ => return Err(format!("weights [in, out], or a LayerNorm's [channels], expected, found {:?}", w.shape)),
     };
     if gamma.len() != width || gamma.shape.last() != Some(&width) {
         return Err(format!("a factor for each of {width} channels expected, found a constant of shape {:?}", gamma.shape));

@@ -77,7 +77,17 @@ fn softmax(edit: &mut Edit<'_>, m: &Match, scores: Value) -> Value {
 
 /// A product of finite numbers is no NaN, and neither is its softmax.
 fn check_guard(facts: Facts<'_>, m: &Match) -> Result<(), String> {
-    let scores = m.value("scores").node;
-    let product = ["MatMul", "Mul", "Div"].iter().any(|op| facts.graph.is_op(scores, op));
-    if product { Ok(()) } else { Err("a softmax of unmasked scores expected".to_owned()) }
+    let g = facts.graph;
+    let mut scores = m.value("scores");
+    // A finite factor is no mask.
+    while ["Mul", "Div"].iter().any(|op| g.is_op(scores.node, op)) {
+        let factor = |v: Value| g.constant(v).and_then(|t| t.scalar_f32()).is_some_and(|c| c.is_finite() && c != 0.0);
+        let operands: Vec<Value> = g.inputs_of(scores.node).into_iter().flatten().collect();
+        match operands[..] {
+            [a, b] if factor(b) => scores = a,
+            [a, b] if factor(a) && g.is_op(scores.node, "Mul") => scores = b,
+            _ => break,
+        }
+    }
+    if g.is_op(scores.node, "MatMul") { Ok(()) } else { Err("a softmax of unmasked scores expected".to_owned()) }
 }

@@ -60,6 +60,8 @@ fn rms_norm() -> Pat {
 }
 
 fn check_rms(facts: Facts<'_>, m: &Match) -> Result<f32, String> {
+    float32(facts, m)?;
+    facts.same_shape(m, "x")?;
     let mean = |v| facts.graph.input(v, 1).is_some_and(|mean| facts.graph.is_op(mean.node, "ReduceMean"));
     if facts.graph.is_op(m.value("x").node, "Sub") && mean(m.value("x").node) {
         return Err("values whose mean was not subtracted expected: with that it is a LayerNormalization".to_owned());
@@ -108,13 +110,24 @@ fn normalised() -> Pat {
 type LayerNorm = (f32, Value, Value);
 
 /// The epsilon and the number of channels.
+/// More channels than any model has: a hostile shape asks for no memory.
+const MOST_CHANNELS: usize = 1 << 20;
+
+fn float32(facts: Facts<'_>, m: &Match) -> Result<(), String> {
+    match facts.shapes.dtype(m.value("x")) {
+        Some(DType::F32) | None => Ok(()),
+        Some(other) => Err(format!("float32 values expected, found {other}")),
+    }
+}
+
 fn check_plain(facts: Facts<'_>, m: &Match) -> Result<(f32, usize), String> {
     let g = facts.graph;
     for name in ["mean", "variance"] {
         last_axis_kept(facts, m.value(name).node)?;
     }
     facts.same_shape(m, "x")?;
-    let channels = facts.last_dim(m.value("x")).ok_or("a known number of channels expected")?;
+    float32(facts, m)?;
+    let channels = facts.last_dim(m.value("x")).filter(|&n| n <= MOST_CHANNELS).ok_or("a known number of channels expected")?;
     let constant_of = |id: NodeId| g.inputs_of(id).into_iter().flatten().any(|v| g.constant(v).is_some());
     let affine = |id: NodeId| (g.is_op(id, "Mul") || g.is_op(id, "Add")) && constant_of(id);
     // What is multiplied or added next belongs to the norm.

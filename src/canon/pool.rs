@@ -1,7 +1,7 @@
 //! A mean over an image's rows and columns is a pool, which integer runtimes have; a pool that rounds its size up is one with
 //! more padding, which every runtime has.
 
-use crate::ir::{AttrValue, NewOp, Value};
+use crate::ir::{AttrValue, DType, NewOp, Value};
 use crate::pattern::{Facts, Match, Rule, any_of, op, var};
 
 pub(super) fn rules() -> Vec<Rule> {
@@ -33,8 +33,14 @@ fn check_rounded_up(facts: Facts<'_>, m: &Match) -> Result<Vec<i64>, String> {
     }
     let (strides, mut pads) = (of("strides", n, 1), of("pads", 2 * n, 0));
     let shape = facts.shapes.shape(m.value("x")).ok_or("a known shape expected")?;
+    // What no real pool has would overflow.
+    let sane = |v: &[i64]| v.iter().all(|&n| (0..1 << 24).contains(&n));
+    if strides.len() != n || pads.len() != 2 * n || !sane(kernel) || !sane(&strides) || !sane(&pads) {
+        return Err("as many strides as the kernel has axes, and twice as many pads, expected".to_owned());
+    }
     for i in 0..n {
-        let size = shape.get(2 + i).and_then(|d| d.as_const()).ok_or("known rows and columns expected")?;
+        let size =
+            shape.get(2 + i).and_then(|d| d.as_const()).filter(|&n| n < 1 << 32).ok_or("known rows and columns expected")?;
         let (begin, end) = (pads[i], pads[n + i]);
         let (stride, kernel) = (strides[i].max(1), kernel[i]);
         let mut windows = (size + begin + end - kernel + stride - 1).div_euclid(stride) + 1;
@@ -55,6 +61,9 @@ fn check_rounded_up(facts: Facts<'_>, m: &Match) -> Result<Vec<i64>, String> {
 fn check(facts: Facts<'_>, m: &Match) -> Result<(), String> {
     let id = m.root().node;
     let op = facts.graph.op(id).ok_or("an operator expected")?;
+    if facts.shapes.dtype(m.value("x")).is_some_and(|d| d != DType::F32) {
+        return Err("a mean of float32 values expected".to_owned());
+    }
     if op.attrs.int("keepdims").unwrap_or(1) != 1 {
         return Err("ReduceMean with keepdims = 1 expected".to_owned());
     }

@@ -95,6 +95,7 @@ struct Made {
     config: Config,
     stats: Stats,
     plan: QuantPlan,
+    clips: Vec<pipeline::Clip>,
     model: Model,
     report: LowerReport,
     samples: usize,
@@ -127,7 +128,6 @@ pub(super) fn run(args: Args, terminal: &Terminal) -> Result<(), CliError> {
 }
 
 fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, CliError> {
-    args.effort.check()?;
     let config = args.config.load(terminal)?;
     let source = pipeline::load(&args.model)?;
     source.require_sites()?;
@@ -143,8 +143,25 @@ fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, Cli
     let skipped = samples.skipped_note(&stats);
     skipped.iter().for_each(|n| terminal.warning(n));
     clock.end("calibrate");
-    let plan = pipeline::plan(&source, &stats, &config, args.target.target.into())?;
+    let target = args.target.target.into();
+    let plan = pipeline::plan(&source, &stats, &config, target)?;
     clock.end("plan");
+    let (mut stats, mut plan, mut clips) = (stats, plan, Vec::new());
+    if args.effort.searches() {
+        let search = pipeline::ClipSearch {
+            source: &source,
+            config: &config,
+            target,
+            options: &feed.engine_options(),
+            samples: &samples,
+            threads: args.threads.count(),
+            progress: &Bar::new(terminal, "searching"),
+        };
+        if let Some(found) = search.run(&stats)? {
+            (stats, plan, clips) = (found.stats, found.plan, found.clips);
+        }
+        clock.end("search");
+    }
     let against = pipeline::violations(&source, &config, &plan);
     if args.target.strict && !against.is_empty() {
         return Err(PipelineError::Strict(against).into());
@@ -154,7 +171,7 @@ fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, Cli
     let evaluation = compare(args, terminal, &model, &float, &feed, &samples)?;
     clock.end("evaluate");
     let samples = stats.samples().len() * samples.batch();
-    Ok(Made { source, config, stats, plan, model, report, samples, skipped, evaluation })
+    Ok(Made { source, config, stats, plan, clips, model, report, samples, skipped, evaluation })
 }
 
 /// The emitted model against the float model, both in the executor, on the first calibration samples.
@@ -197,7 +214,10 @@ fn summarise(args: &Args, made: &Made, clock: Clock) -> CompileSummary {
             custom_ops: r.custom_ops,
             notes: r.notes.clone(),
         },
-        notes: pipeline::unknown_names(source, &made.config).into_iter().chain(made.skipped.clone()).collect(),
+        notes: {
+            let clips = made.clips.iter().map(|c| format!("{} is {c}", c.site));
+            clips.chain(pipeline::unknown_names(source, &made.config)).chain(made.skipped.clone()).collect()
+        },
         quality: Quality {
             samples: made.evaluation.samples,
             of: made.samples,

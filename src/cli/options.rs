@@ -129,35 +129,25 @@ pub(super) struct Targeting {
 /// How long to search for better parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Effort {
-    /// Parameters straight from the observers, nothing searched downstream
+    /// Parameters straight from the observers
     Fast,
-    /// Reserved
-    #[value(hide = true)]
+    /// Massive activations are clipped where the logits gain by it
     Default,
-    /// Reserved
-    #[value(hide = true)]
-    High,
 }
 
 /// The search for better parameters.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Quantisation")]
 pub(super) struct Searching {
-    /// How long to search for better parameters
-    #[arg(long, value_enum, value_name = "LEVEL", default_value_t = Effort::Fast)]
+    /// How long to search for better parameters by their effect on the model's output
+    #[arg(long, value_enum, value_name = "LEVEL", default_value_t = Effort::Default)]
     effort: Effort,
 }
 
 impl Searching {
-    /// Refuses a level that this version does not have.
-    pub(super) fn check(&self) -> Result<(), CliError> {
-        match self.effort {
-            Effort::Fast => Ok(()),
-            Effort::Default | Effort::High => Err(CliError::Refused(
-                "--effort default and high are reserved for a search that this version does not have: leave --effort out, or give fast"
-                    .to_owned(),
-            )),
-        }
+    /// Whether to search at all.
+    pub(super) fn searches(&self) -> bool {
+        self.effort != Effort::Fast
     }
 }
 

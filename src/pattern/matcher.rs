@@ -127,7 +127,7 @@ struct State<'g> {
 
 /// A block has some hundred parts; a graph that nests deeper, or offers more ways through, resembles none.
 const MAX_NESTED: usize = 4_000;
-const MAX_VISITS: usize = 200_000;
+const MAX_VISITS: usize = 20_000;
 /// Below this much stack more is allocated.
 const STACK_LEFT: usize = 256 << 10;
 const STACK_MORE: usize = 4 << 20;
@@ -305,6 +305,8 @@ impl<'g> State<'g> {
         name: Option<&'static str>,
         then: Then<'_, 'g>,
     ) -> bool {
+        // The other outputs of an operator are another thing than its value; those of a Split are equals.
+        let port = port.or_else(|| (!op.op.is("Split")).then_some(0));
         if let Some(port) = port.filter(|&p| p != value.port) {
             return self.miss(|g| format!("output {port} of {} expected, found output {}", g.describe(value.node), value.port));
         }
@@ -313,6 +315,12 @@ impl<'g> State<'g> {
             return self.miss(|g| format!("{e}, at {}{reader}", g.describe(value.node)));
         }
         let found = self.graph.inputs_of(value.node);
+        // What else is joined would be taken for what the pattern knows.
+        if op.op.is("Concat") && found.len() != inputs.len() {
+            return self.miss(|g| {
+                format!("{} values joined expected, found {}, at {}", inputs.len(), found.len(), g.describe(value.node))
+            });
+        }
         let orders: &[[usize; 2]] = if commute { &[[0, 1], [1, 0]] } else { &[[0, 1]] };
         let depth = self.path.len();
         for order in orders {

@@ -157,6 +157,21 @@ pub fn forward(
     Ok(each_group(&[engine], samples, samples.groups(), threads, progress, split)?.into_iter().flatten().collect())
 }
 
+/// The first outputs of the first `limit` samples (whole batches), flat, in the samples' order.
+pub(super) fn forward_some(
+    engine: &Engine,
+    samples: &Samples,
+    limit: usize,
+    threads: usize,
+) -> Result<Vec<Vec<f32>>, PipelineError> {
+    let first = |group: &Group, out: Vec<Named>| {
+        let logits = out.first().and_then(|o| o.first()).map(|(_, a)| a);
+        Ok((0..group.names.len()).filter_map(|i| Some(row(logits?, i).iter().copied().collect())).collect::<Vec<Vec<f32>>>())
+    };
+    let groups = limit.div_ceil(samples.batch()).min(samples.groups());
+    Ok(each_group(&[engine], samples, groups, threads, &(), first)?.into_iter().flatten().collect())
+}
+
 /// Row `i` of an array with a batch axis; all of an array without.
 fn row(array: &ArrayD<f32>, i: usize) -> ArrayD<f32> {
     if array.shape().first().is_some_and(|&n| i < n) { array.index_axis(Axis(0), i).to_owned() } else { array.clone() }

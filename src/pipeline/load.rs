@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 use super::{PipelineError, is_quantised};
 use crate::calib::Digest;
 use crate::canon::{self, CanonReport};
-use crate::ir::{Model, NodeKind, Stored, Tensor};
+use crate::ir::{Edit, Model, NodeKind, Stored, Tensor};
 use crate::onnx;
 use crate::quant::ModelFacts;
 use crate::vit::{self, Vit};
@@ -79,6 +79,23 @@ impl Source {
                 Some(n) => format!("The nearest thing to a block: {n}."),
                 None => "Nothing in it resembles a block.".to_owned(),
             },
+        })
+    }
+
+    /// The same source with its graph changed, in values that keep their names: plans and statistics of it are the source's.
+    pub(super) fn with_model(&self, change: impl FnOnce(&mut Edit<'_>)) -> Result<Source, PipelineError> {
+        let mut model = self.model.clone();
+        let mut edit = Edit::new(&mut model.graph);
+        change(&mut edit);
+        edit.commit().map_err(|e| PipelineError::Lower(e.into()))?;
+        Ok(Source {
+            path: self.path.clone(),
+            model,
+            canon: CanonReport::default(),
+            vit: self.vit.clone(),
+            bytes: self.bytes,
+            ops: self.ops.clone(),
+            digest: OnceLock::from(self.digest()),
         })
     }
 

@@ -166,7 +166,7 @@ fn activation(
         if site.observe.is_some() {
             // What a mask hides must lie below all that it leaves: e^-12 of the largest probability is none of 8 bits.
             const HIDDEN: f64 = 12.0;
-            range.lo -= HIDDEN;
+            range.lo = range.lo.min(f64::from(lo)) - HIDDEN;
         }
         let symmetric = cfg.symmetric && !of_weights;
         affine_scheme(range, codes, symmetric)

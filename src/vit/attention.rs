@@ -236,28 +236,37 @@ impl Found<'_> {
         let rest = path.split_off(moved);
         first.extend(path);
         self.values(Site::AttnQkvOutput, Some(letter), &first);
+        if rest.is_empty() {
+            return;
+        }
         let normalises = |v: &Value| NORMS.contains(&self.n.op_type(*v)) || self.n.op_type(*v) == "Div";
         let norm = rest.iter().rposition(normalises);
-        let rotary = rest.iter().rposition(|v| self.n.op_type(*v) == "Add").filter(|&at| norm.is_none_or(|n| n < at));
+        let moves = |v: &&Value| self.n.moves(**v);
+        // What is computed behind the norm, or without one: a rotary embedding, a factor a head.
+        let from = norm.map_or(0, |at| at + 1 + rest[at + 1..].iter().take_while(moves).count());
         if let Some(at) = norm {
             self.feature(if self.n.op_type(rest[at]) == "Div" { "cosine" } else { "qk-norm" });
-            let moved = rest[at + 1..].iter().take_while(|v| matches!(self.n.op_type(**v), "Reshape" | "Transpose")).count();
-            let end = at + 1 + if rotary.is_some() { moved } else { rest.len() - at - 1 };
-            self.values(Site::QkNorm, Some(letter), &rest[at..end]);
+            self.values(Site::QkNorm, Some(letter), &rest[at..from]);
             self.inner.extend(rest[..at].iter().map(|&v| self.n.of(v)));
             if let Some(length) = self.n.graph.input(rest[at].node, 1).filter(|_| self.n.op_type(rest[at]) == "Div") {
                 self.inner.push(self.n.of(length));
                 self.inner.extend(self.n.graph.input(length.node, 0).map(|v| self.n.of(v)));
             }
         }
-        if let Some(at) = rotary {
+        let Some(computed) = rest[from..].iter().rposition(|v| !self.n.moves(*v)).map(|at| from + at) else {
+            if norm.is_none() {
+                // Nothing but picked: a site of its own, since only part of the codes goes on.
+                self.values(Site::QkRope, Some(letter), &rest);
+            }
+            return;
+        };
+        if rest[from..].iter().any(|v| self.n.op_type(*v) == "Add") {
             self.feature("rotary embedding");
-            // The tokens that are not rotated join the others behind the sum.
-            let end = rest[at..].iter().position(|v| self.n.op_type(*v) == "Concat").map_or(at, |n| at + n);
-            self.values(Site::QkRope, Some(letter), &rest[end..]);
-            let from = norm.map_or(0, |n| n + 1);
-            self.inner.extend(rest[from..end].iter().map(|&v| self.n.of(v)));
         }
+        // The tokens that are not rotated join the others behind the sum.
+        let joined = rest[computed..].iter().position(|v| self.n.op_type(*v) == "Concat").map_or(computed, |n| computed + n);
+        self.values(Site::QkRope, Some(letter), &rest[joined..]);
+        self.inner.extend(rest[from..joined].iter().map(|&v| self.n.of(v)));
     }
 
     /// From the product to what reads the probabilities; the name of what the softmax reads.
@@ -277,7 +286,10 @@ impl Found<'_> {
             }
             let constant = graph.inputs_of(next.node).into_iter().flatten().find_map(|v| graph.constant(v));
             match (self.n.op_type(next), constant) {
-                _ if self.talks(next) => self.talking(next, "before"),
+                _ if self.talks(next) => {
+                    self.talking(next, "before");
+                    unmasked = None;
+                }
                 ("Add", Some(t)) if is_mask(t) => {
                     self.feature("mask");
                     unmasked = run.last().map(|&v| self.n.of(v));
@@ -286,7 +298,8 @@ impl Found<'_> {
                     self.feature("position bias");
                     unmasked = None;
                 }
-                _ => {}
+                // Of other numbers than before the mask.
+                _ => unmasked = None,
             }
         }
         self.values(Site::KvAct, None, &last);

@@ -97,23 +97,32 @@ impl Search<'_> {
     /// The terms of a sum of activations, sums that nothing else reads taken apart, and those inner sums. The bias of a Linear
     /// is no term; a class token is.
     fn terms(&self, sum: Value) -> Option<(Vec<Value>, Vec<Value>)> {
-        let operands: Vec<Value> = self.graph.inputs_of(sum.node).into_iter().flatten().collect();
-        let sums = self.graph.is_op(sum.node, "Add")
-            && operands.iter().all(|v| self.graph.constant(*v).is_none_or(|t| t.shape.len() > 1));
-        sums.then(|| {
-            let (mut terms, mut inner) = (Vec::new(), Vec::new());
-            for v in operands {
-                match self.terms(v).filter(|_| self.graph.use_count(v) == 1 && !self.graph.is_output(v)) {
-                    Some((more, nested)) => {
-                        terms.extend(more);
-                        inner.extend(nested);
-                        inner.push(v);
-                    }
-                    None => terms.push(v),
+        /// More branches than any block has in parallel.
+        const MOST: usize = 32;
+        let operands = |v: Value| -> Option<Vec<Value>> {
+            let operands: Vec<Value> = self.graph.inputs_of(v.node).into_iter().flatten().collect();
+            let sums = operands.iter().all(|v| self.graph.constant(*v).is_none_or(|t| t.shape.len() > 1));
+            (self.graph.is_op(v.node, "Add") && sums).then_some(operands)
+        };
+        let (mut terms, mut inner) = (Vec::new(), Vec::new());
+        // The first term first: the stack is read from its end.
+        let mut todo: Vec<Value> = operands(sum)?.into_iter().rev().collect();
+        while let Some(v) = todo.pop() {
+            let alone = self.graph.use_count(v) == 1 && !self.graph.is_output(v);
+            match operands(v).filter(|_| alone) {
+                Some(more) => {
+                    inner.push(v);
+                    todo.extend(more.into_iter().rev());
                 }
+                None => terms.push(v),
             }
-            (terms, inner)
-        })
+            if terms.len() + todo.len() > MOST {
+                return None;
+            }
+        }
+        // The innermost sum first, as they are computed.
+        inner.reverse();
+        Some((terms, inner))
     }
 
     fn halves(&mut self) {

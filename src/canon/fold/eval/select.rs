@@ -5,7 +5,9 @@ use crate::ir::{DType, Tensor};
 
 /// The number of blocks before an axis, and the bytes of one step along it.
 fn blocks(t: &Tensor, axis: usize) -> Option<(usize, usize)> {
-    let outer = t.shape.get(..axis)?.iter().product();
+    // Of nothing there are no blocks, whatever the other axes say.
+    let empty = t.shape.iter().enumerate().any(|(i, &n)| i != axis && n == 0);
+    let outer = if empty { 0 } else { t.shape.get(..axis)?.iter().product() };
     let inner: usize = t.shape.get(axis + 1..)?.iter().product();
     Some((outer, inner.checked_mul(element_size(t.dtype)?)?))
 }
