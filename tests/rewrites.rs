@@ -55,6 +55,8 @@ const CASES: &[(&str, Expect)] = &[
     ("attention_q_read_twice_near_miss", Not("fold-scale-into-q", "")),
     ("attention_rows_joined", Rules(&["separate-qkv"])),
     ("attention_scale_divides_q", Rules(&["separate-qkv", "scale-out-of-scores", "fold-scale-into-q"])),
+    ("attention_scale_foreign_join_near_miss", Not("fold-scale-into-q", "")),
+    ("attention_scale_gram_near_miss", Not("fold-scale-into-q", "")),
     ("attention_scale_into_norm", Rules(&["fold-scale-into-q"])),
     ("attention_scale_on_k", Rules(&["separate-qkv", "scale-out-of-transpose", "scale-out-of-scores", "fold-scale-into-q"])),
     ("attention_scale_through_rotation", Rules(&["fold-scale-into-q"])),
@@ -112,6 +114,7 @@ const CASES: &[(&str, Expect)] = &[
     ("contrib_skip_rms_norm", Rules(&["skip-rms-norm"])),
     ("contrib_skip_rms_norm_near_miss", Not("skip-rms-norm", "the mean and the deviation to have no reader expected")),
     ("expand_is_broadcast", Rules(&["expand-is-broadcast"])),
+    ("expand_is_broadcast_itself_near_miss", Not("expand-is-broadcast", "")),
     ("expand_is_broadcast_near_miss", Not("expand-is-broadcast", "")),
     ("float32_brain", Rules(&["float32"])),
     ("float32_inside", Rules(&["float32"])),
@@ -131,6 +134,7 @@ const CASES: &[(&str, Expect)] = &[
     ("hard_swish", Rules(&["hard-swish"])),
     ("hard_swish_near_miss", Not("hard-swish", "")),
     ("last_axis", Rules(&["last-axis"])),
+    ("last_axis_mean_near_miss", Not("last-axis", "")),
     ("last_axis_near_miss", Not("last-axis", "")),
     ("layer_norm_axes_input", Rules(&["layer-norm"])),
     ("layer_norm_beta", Rules(&["layer-norm-beta"])),
@@ -150,6 +154,7 @@ const CASES: &[(&str, Expect)] = &[
     ("layer_scale_after_norm", Rules(&["layer-scale"])),
     ("layer_scale_near_miss_read_twice", Not("layer-scale", "")),
     ("layer_scale_near_miss_tokens", Not("layer-scale", "")),
+    ("layer_scale_vector_near_miss", Not("layer-scale", "")),
     ("layer_scale_without_bias", Rules(&["layer-scale"])),
     ("linear_bias_last", Rules(&["linear-bias-last"])),
     ("linear_bias_last_near_miss", Not("linear-bias-last", "")),
@@ -177,6 +182,7 @@ const CASES: &[(&str, Expect)] = &[
     ("opset_split_17", Adapted("c, d = Split <axis = 1, num_outputs = 2> (x)")),
     ("pool_rounds_down", Rules(&["pool-rounds-down"])),
     ("pool_rounds_down_near_miss", Not("pool-rounds-down", "")),
+    ("pool_rounds_down_strides_near_miss", Not("pool-rounds-down", "")),
     ("rms_norm", Rules(&["rms-norm"])),
     ("rms_norm_divided", Rules(&["rms-norm"])),
     ("rms_norm_near_miss_tokens", Not("rms-norm", "")),
@@ -228,6 +234,9 @@ const SILENT: &[&str] = &[
     "squeeze-before-transpose",
     "unmasked-softmax-guard",
 ];
+
+/// Near misses that the executor does not run either.
+const NOT_RUN: &[&str] = &["last_axis_mean_near_miss", "pool_rounds_down_near_miss", "pool_rounds_down_strides_near_miss"];
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/rewrites")
@@ -406,7 +415,7 @@ fn every_case_keeps_its_meaning() {
             None if is_foreign(&before) => contributed(stem).unwrap_or_else(|| panic!("{stem} is not in contrib.json")),
             // Nor pools that round their size up.
             None if *stem == "pool_rounds_down" => pools(&inputs["x"]),
-            None if *stem == "pool_rounds_down_near_miss" => continue,
+            None if NOT_RUN.contains(stem) => continue,
             // The executor has no GatherND: what it picks is tested beside its folding.
             None if before.graph.ops().iter().any(|&id| before.graph.is_op(id, "GatherND")) => continue,
             None => common::run(&before, &inputs).unwrap_or_else(|e| panic!("{stem}, before: {e}")),
@@ -497,4 +506,20 @@ fn weights_of_another_type_are_not_rearranged() {
     assert!(report.near_misses.iter().any(|m| m.rule == "linear-from-gemm"), "{:?}", report.near_misses);
     let gemm = model.graph.ops()[0];
     assert_eq!(model.graph.op(gemm).unwrap().attrs.get("transB"), Some(&AttrValue::Int(1)));
+}
+
+/// As many ways as 2^40 lead back from the product: the matcher gives up, and does it in no time.
+#[test]
+fn a_graph_with_too_many_ways_is_left_alone() {
+    let mut text = String::from(
+        "<ir_version: 8, opset_import: [\"\" : 17]>\ng (float[2, 3, 4] x, float[2, 4, 3] kt) => (float[2, 3, 3] y)\n",
+    );
+    text.push_str("<float c = {0.5}>\n{\n  a0 = Relu (x)\n");
+    for i in 1..=40 {
+        text.push_str(&format!("  a{i} = Add (a{}, a{})\n", i - 1, i - 1));
+    }
+    text.push_str("  scores = MatMul (a40, kt)\n  y = Mul (scores, c)\n}\n");
+    let mut model = vitq::ir::text::parse_model(&text).unwrap();
+    let report = canon::canonicalise(&mut model).unwrap();
+    assert!(report.applied.is_empty(), "{:?}", report.applied);
 }
