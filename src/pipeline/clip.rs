@@ -200,3 +200,43 @@ impl std::fmt::Display for Clip {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::calib::stats::Recording;
+
+    fn seen(data: &[f32]) -> ValueStats {
+        let recording = Recording { sketch: true, channel_axis: None, channel_sketches: false, percentiles: Vec::new() };
+        ValueStats::from_samples(recording, [([data.len()].as_slice(), data)]).unwrap()
+    }
+
+    /// Two of ten thousand values reach 200, on either side; the others lie evenly in ±2.
+    #[test]
+    fn a_tail_is_told_from_the_usual() {
+        for sign in [1.0, -1.0] {
+            let mut data: Vec<f32> = (0..10_000).map(|i| (i as f32 / 9_999.0 - 0.5) * 4.0).collect();
+            (data[17], data[4_321]) = (sign * 200.0, sign * 150.0);
+            let (largest, usual) = tail(&seen(&data)).unwrap();
+            assert!((largest - 200.0).abs() < 1e-6 && (usual - 2.0).abs() <= 2.0 / 16.0, "{largest} {usual}");
+            assert!(largest >= MASSIVE * usual);
+        }
+    }
+
+    #[test]
+    fn without_outliers_nothing_is_massive() {
+        let data: Vec<f32> = (0..10_000).map(|i| ((i as f32 / 10_000.0) * 20.0).sin() * 3.0).collect();
+        let (largest, usual) = tail(&seen(&data)).unwrap();
+        assert!(largest < MASSIVE * usual);
+        assert!(tail(&seen(&[0.0; 64])).is_none(), "nothing but zeros has no usual magnitude");
+    }
+
+    #[test]
+    fn a_clip_says_where_and_what_for() {
+        let clip = Clip { site: "blocks.7.mlp_act".to_owned(), at: 53.45, largest: 213.8, usual: 2.5, gain_db: 3.62 };
+        let says = "clipped at 53.5: it reaches 213.8, 99.9 % of it lie below 2.5, and the logits gain 3.6 dB";
+        assert_eq!(clip.to_string(), says);
+    }
+}
