@@ -4,7 +4,8 @@
 //! load ─▶ Source ─▶ calibrate ─▶ Stats ─▶ plan ─▶ QuantPlan ─▶ lower ─▶ Model ─▶ evaluate ─▶ Evaluation
 //! ```
 //!
-//! Each step takes what the one before it gave, or what a file of it holds; nothing here prints or decides.
+//! Each step takes what the one before it gave, or what a file of it holds; nothing here prints. The one decision made here needs
+//! the whole way: [`ClipSearch`] compares plans by what the lowered models compute.
 
 mod calibrate;
 mod clip;
