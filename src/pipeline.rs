@@ -15,6 +15,7 @@ mod load;
 mod quantise;
 mod resume;
 mod samples;
+mod tune;
 
 pub use calibrate::{Calibration, calibrate, engine_of};
 pub use clip::{Clip, ClipSearch, Clipped};
@@ -25,3 +26,4 @@ pub use quantise::{
     fix_batch, lower, merge_stats, missing_note, plan, read_plan, read_stats, unknown_names, violations, write_plan, write_stats,
 };
 pub use samples::{DataOptions, Feed, Samples};
+pub use tune::first_samples;

@@ -83,7 +83,10 @@ impl Source {
     }
 
     /// The same source with its graph changed, in values that keep their names: plans and statistics of it are the source's.
-    pub(super) fn with_model(&self, change: impl FnOnce(&mut Edit<'_>)) -> Result<Source, PipelineError> {
+    ///
+    /// # Errors
+    /// When the change leaves no valid graph.
+    pub fn with_model(&self, change: impl FnOnce(&mut Edit<'_>)) -> Result<Source, PipelineError> {
         let mut model = self.model.clone();
         let mut edit = Edit::new(&mut model.graph);
         change(&mut edit);

@@ -10,6 +10,7 @@ mod convert;
 mod error;
 mod forward;
 mod ops;
+mod replay;
 mod session;
 mod support;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use tract_onnx::tract_core::internal::{OutletId, TypedModel, TypedSimplePlan};
 use tract_onnx::tract_hir::internal::InferenceModelExt;
 
 pub use error::EngineError;
+pub use replay::{OnChange, Schedule, Snapshot};
 pub use session::{OnTap, Session};
 
 use crate::ir::{DType, Model, Value};

@@ -13,8 +13,8 @@ pub type OnTap<'a> = &'a mut dyn FnMut(usize, &[usize], &[f32]);
 /// A state that one thread runs an [`Engine`]'s plan in.
 #[derive(Debug)]
 pub struct Session<'e> {
-    engine: &'e Engine,
-    state: TypedSimpleState,
+    pub(super) engine: &'e Engine,
+    pub(super) state: TypedSimpleState,
 }
 
 impl<'e> Session<'e> {
@@ -47,7 +47,7 @@ impl<'e> Session<'e> {
     }
 
     /// The inputs in the plan's order, copied once.
-    fn feed(&self, inputs: &[(&str, ArrayViewD<'_, f32>)]) -> Result<TVec<TValue>, EngineError> {
+    pub(super) fn feed(&self, inputs: &[(&str, ArrayViewD<'_, f32>)]) -> Result<TVec<TValue>, EngineError> {
         let specs = self.engine.inputs();
         if let Some((name, _)) = inputs.iter().find(|(n, _)| specs.iter().all(|s| s.name != *n)) {
             let known = specs.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join("', '");

@@ -1,0 +1,60 @@
+//! The objective of a model and its calibration samples.
+
+use std::collections::BTreeMap;
+
+use super::{PipelineError, Samples, Source};
+use crate::calib::run::Named;
+use crate::ir::Tensor;
+use crate::quant::QuantPlan;
+use crate::runtime::tract::EngineOptions;
+use crate::tune::objective::{Objective, fake_constants};
+
+impl Source {
+    /// The same source with other constants, by name.
+    ///
+    /// # Errors
+    /// When the graph refuses them.
+    pub fn with_constants(&self, constants: BTreeMap<String, Tensor>) -> Result<Source, PipelineError> {
+        self.with_model(|edit| {
+            for (name, tensor) in constants {
+                if let Some(value) = edit.value(&name) {
+                    edit.set_tensor(value.node, tensor);
+                }
+            }
+        })
+    }
+
+    /// The same source with the constants of a plan as their codes mean them.
+    ///
+    /// # Errors
+    /// When the plan does not fit.
+    pub fn with_fake_constants(&self, plan: &QuantPlan) -> Result<Source, PipelineError> {
+        let graph = &self.model.graph;
+        let constants = fake_constants(plan, |name| graph.constant(graph.value(name)?));
+        self.with_constants(constants.map_err(|what| PipelineError::Input { path: self.path.clone(), what })?)
+    }
+
+    /// What this source computes on the first samples (whole batches), and with which sites it can be changed.
+    ///
+    /// # Errors
+    /// When the executor cannot run the model or a sample cannot be read.
+    pub fn objective(&self, samples: &[Named], options: &EngineOptions, threads: usize) -> Result<Objective, PipelineError> {
+        Objective::new(&self.model, &self.vit.sites, samples.to_vec(), options, threads)
+            .map_err(|source| PipelineError::Engine { path: self.path.clone(), source })
+    }
+}
+
+/// The first samples, decoded, at most `limit` (whole batches).
+///
+/// # Errors
+/// When one cannot be read.
+pub fn first_samples(samples: &Samples, limit: usize) -> Result<Vec<Named>, PipelineError> {
+    let mut out = Vec::new();
+    for g in 0..samples.groups() {
+        if out.len() * samples.batch() >= limit {
+            break;
+        }
+        out.extend(samples.group_or_skip(g)?.map(|group| group.inputs));
+    }
+    Ok(out)
+}

@@ -1,0 +1,102 @@
+//! What a value is after it went through its codes and back: the effect of a scheme on floats, without a graph.
+
+use super::plan::{Codes, QuantPlan, Scheme, exponents_from_text};
+use crate::ir::Tensor;
+
+/// Quantises and dequantises in place, in the float32 arithmetic of QuantizeLinear and DequantizeLinear.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FakeQuant {
+    /// One scale, or one for each channel of the last axis.
+    scales: Vec<f32>,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    /// Codes less the zero point lie within these bounds.
+    Linear { low: f32, high: f32 },
+    /// `2^(−q / 2^fraction_bits)`, of which the code `top` is 0.
+    Log2 { steps: f32, top: f32 },
+}
+
+/// Adding and subtracting it rounds a float32 below 2^22 to an integer, half to even: in the default rounding mode the sum has
+/// no bits below 1.
+const ROUND: f32 = 12_582_912.0;
+
+fn round_half_even(x: f32) -> f32 {
+    (x + ROUND) - ROUND
+}
+
+impl FakeQuant {
+    /// Of an activation's scheme; `None` for that of a constant.
+    pub fn of(scheme: &Scheme) -> Option<FakeQuant> {
+        let linear = |codes: Codes, zero: i32, scales: Vec<f32>| {
+            let (low, high) = codes.range();
+            FakeQuant { scales, kind: Kind::Linear { low: (low - zero) as f32, high: (high - zero) as f32 } }
+        };
+        match scheme {
+            Scheme::Affine { codes, scale, zero_point } => Some(linear(*codes, *zero_point, vec![*scale])),
+            Scheme::Ptf { codes, scale, zero_point, exponents } => {
+                let scales = exponents_from_text(exponents)?.into_iter().map(|e| scale * f32::from(1u16 << e.min(15)));
+                Some(linear(*codes, *zero_point, scales.collect()))
+            }
+            Scheme::Log2 { bits, fraction_bits } => {
+                let top = f32::from(1u16 << bits) - 1.0;
+                Some(FakeQuant { scales: Vec::new(), kind: Kind::Log2 { steps: f32::from(1u16 << fraction_bits), top } })
+            }
+            Scheme::Weight { .. } => None,
+        }
+    }
+
+    /// Changes every element to what its code means; the last axis, of `channels` elements, is that of the scales.
+    pub fn apply(&self, data: &mut [f32], channels: usize) {
+        match self.kind {
+            Kind::Linear { low, high } if self.scales.len() == 1 => {
+                let scale = self.scales.first().copied().unwrap_or(1.0);
+                for x in data {
+                    *x = round_half_even((*x / scale).clamp(low, high)) * scale;
+                }
+            }
+            Kind::Linear { low, high } => {
+                for row in data.chunks_mut(channels.max(1)) {
+                    for (x, &scale) in row.iter_mut().zip(&self.scales) {
+                        *x = round_half_even((*x / scale).clamp(low, high)) * scale;
+                    }
+                }
+            }
+            Kind::Log2 { steps, top } => {
+                for x in data {
+                    let code = round_half_even((-x.log2() * steps).clamp(0.0, top));
+                    *x = if code < top { (-code / steps).exp2() } else { 0.0 };
+                }
+            }
+        }
+    }
+}
+
+/// A constant after it went through its codes.
+///
+/// # Errors
+/// When the scales do not fit the tensor, or the tensor is not one of numbers.
+pub fn fake_constant(tensor: &Tensor, bits: u8, axis: Option<usize>, scales: &[f32]) -> Result<Tensor, String> {
+    let mut data = tensor.to_f32().map_err(|e| e.to_string())?;
+    let bound = f64::from((1i32 << (bits - 1)) - 1) as f32;
+    let inner: usize = axis.map_or(data.len().max(1), |a| tensor.shape.iter().skip(a + 1).product());
+    if axis.is_some_and(|a| tensor.shape.get(a) != Some(&scales.len())) || scales.is_empty() {
+        return Err(format!("{} scales for a tensor of shape {:?}", scales.len(), tensor.shape));
+    }
+    for (run, scale) in data.chunks_mut(inner.max(1)).zip(scales.iter().cycle()) {
+        for x in run {
+            *x = round_half_even((*x / scale).clamp(-bound, bound)) * scale;
+        }
+    }
+    Tensor::new(&tensor.shape, &data).map_err(|e| e.to_string())
+}
+
+impl QuantPlan {
+    /// What becomes of the plan's constants: by the name of the value, how it is quantised.
+    pub fn constants(&self) -> impl Iterator<Item = (&str, &Scheme)> {
+        let constants = self.sites.iter().filter(|s| s.site.weight);
+        constants.flat_map(|s| s.site.values.iter().map(move |v| (v.as_str(), &s.scheme)))
+    }
+}

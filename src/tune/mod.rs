@@ -1,0 +1,3 @@
+//! Chooses what calibration alone cannot: by the effect on what the model puts out.
+
+pub mod objective;

@@ -1,0 +1,255 @@
+//! What a quantised model computes, and how far that is from the float model at its outputs, without lowering it: the float
+//! model runs in the executor, and every site goes through its codes on the way.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::calib::run::Named;
+use crate::ir::{Graph, Model, Tensor};
+use crate::quant::fake::{FakeQuant, fake_constant};
+use crate::quant::{QuantPlan, Scheme};
+use crate::runtime::tract::{Engine, EngineError, EngineOptions, Schedule, Session, Snapshot};
+use crate::vit::SiteRef;
+
+/// What the outputs differ from the float model's by.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Distance {
+    /// Σ ref² over all samples and outputs.
+    pub signal: f64,
+    /// Σ (ref − x)².
+    pub noise: f64,
+}
+
+impl Distance {
+    /// 10·log10(signal / noise), in dB.
+    pub fn sqnr_db(self) -> f64 {
+        10.0 * (self.signal / self.noise.max(f64::MIN_POSITIVE)).log10()
+    }
+
+    /// noise / signal.
+    pub fn ratio(self) -> f64 {
+        self.noise / self.signal.max(f64::MIN_POSITIVE)
+    }
+}
+
+/// Every activation site's codes, by tap: `None` leaves it in float.
+#[derive(Debug, Clone, Default)]
+pub struct Assignment(Vec<Option<FakeQuant>>);
+
+/// Every sample's values at one cut.
+#[derive(Debug)]
+pub struct Prefix {
+    /// The cut.
+    pub cut: usize,
+    snapshots: Vec<Snapshot>,
+}
+
+/// A model to simulate on some samples.
+pub struct Objective {
+    engine: Engine,
+    schedule: Schedule,
+    inputs: Vec<Named>,
+    reference: Vec<Vec<f32>>,
+    sites: BTreeMap<String, Vec<usize>>,
+    taps: usize,
+    threads: usize,
+}
+
+/// The values that a simulation changes for a site: the first, and those at which something is joined to it.
+fn changed<'a>(graph: &Graph, site: &'a SiteRef) -> Vec<&'a String> {
+    let joins = |name: &&String| graph.value(name).is_some_and(|v| graph.is_op(v.node, "Concat"));
+    let first = site.values.iter().take(1);
+    first.chain(site.values.iter().skip(1).filter(joins)).collect()
+}
+
+impl Objective {
+    /// Of a model whose constants are what their codes mean ([`with_constants`]). `reference` are the float model's outputs on
+    /// the same samples, as [`Objective::outputs`] gives them.
+    ///
+    /// # Errors
+    /// When the executor cannot run the model.
+    pub fn new(
+        model: &Model,
+        sites: &[SiteRef],
+        inputs: Vec<Named>,
+        options: &EngineOptions,
+        threads: usize,
+    ) -> Result<Objective, EngineError> {
+        let mut taps: Vec<String> = Vec::new();
+        let mut of_sites = BTreeMap::new();
+        for site in sites.iter().filter(|s| !s.weight) {
+            let values = changed(&model.graph, site);
+            of_sites.insert(site.full_name(), (taps.len()..taps.len() + values.len()).collect());
+            taps.extend(values.into_iter().cloned());
+        }
+        let engine = Engine::new(model, &taps, options)?;
+        let schedule = engine.schedule(taps.len());
+        Ok(Objective { engine, schedule, inputs, reference: Vec::new(), sites: of_sites, taps: taps.len(), threads })
+    }
+
+    /// Sets what the outputs are compared with.
+    pub fn set_reference(&mut self, reference: Vec<Vec<f32>>) {
+        self.reference = reference;
+    }
+
+    /// Everything in float.
+    pub fn float(&self) -> Assignment {
+        Assignment(vec![None; self.taps])
+    }
+
+    /// The codes of a plan's sites.
+    pub fn assignment(&self, plan: &QuantPlan) -> Assignment {
+        let mut all = self.float();
+        for site in &plan.sites {
+            self.set(&mut all, &site.name, Some(&site.scheme));
+        }
+        all
+    }
+
+    /// Gives a site other codes, or none.
+    pub fn set(&self, assignment: &mut Assignment, site: &str, scheme: Option<&Scheme>) {
+        for &tap in self.sites.get(site).into_iter().flatten() {
+            if let Some(slot) = assignment.0.get_mut(tap) {
+                *slot = scheme.and_then(FakeQuant::of);
+            }
+        }
+    }
+
+    /// How many cuts there are.
+    pub fn cuts(&self) -> usize {
+        self.schedule.cuts()
+    }
+
+    /// The last cut before a site.
+    pub fn cut_before(&self, site: &str) -> usize {
+        self.schedule.cut_before(self.sites.get(site).map_or(&[], Vec::as_slice))
+    }
+
+    /// Every sample's values at a cut, from the beginning.
+    ///
+    /// # Errors
+    /// When an operator fails.
+    pub fn prefix(&self, assignment: &Assignment, cut: usize) -> Result<Prefix, EngineError> {
+        let snapshots = self.each(|s, i| self.begin(s, i, assignment, Some(cut)))?;
+        Ok(Prefix { cut, snapshots })
+    }
+
+    /// Every sample's values at a later cut.
+    ///
+    /// # Errors
+    /// When an operator fails.
+    pub fn advance(&self, from: &Prefix, assignment: &Assignment, cut: usize) -> Result<Prefix, EngineError> {
+        let go = |s: &mut Session<'_>, i: usize| s.resume(&from.snapshots[i], &self.schedule, Some(cut), &mut |t, shape, x| {
+            change(assignment, t, shape, x);
+        });
+        Ok(Prefix { cut, snapshots: self.each(go)? })
+    }
+
+    /// All outputs of every sample, flat.
+    ///
+    /// # Errors
+    /// When an operator fails.
+    pub fn outputs(&self, assignment: &Assignment) -> Result<Vec<Vec<f32>>, EngineError> {
+        self.each(|s, i| {
+            let end = self.begin(s, i, assignment, None)?;
+            Ok(s.outputs(&end)?.concat())
+        })
+    }
+
+    /// How far the outputs are from the reference.
+    ///
+    /// # Errors
+    /// When an operator fails.
+    pub fn distance(&self, assignment: &Assignment) -> Result<Distance, EngineError> {
+        self.sum(self.outputs(assignment)?)
+    }
+
+    /// The same from a cut, before which the assignment is as it was when the prefix was made.
+    ///
+    /// # Errors
+    /// When an operator fails.
+    pub fn distance_from(&self, from: &Prefix, assignment: &Assignment) -> Result<Distance, EngineError> {
+        let outputs = self.each(|s, i| {
+            let end = s.resume(&from.snapshots[i], &self.schedule, None, &mut |t, shape, x| change(assignment, t, shape, x))?;
+            Ok(s.outputs(&end)?.concat())
+        })?;
+        self.sum(outputs)
+    }
+
+    fn sum(&self, outputs: Vec<Vec<f32>>) -> Result<Distance, EngineError> {
+        let pairs = self.reference.iter().zip(&outputs).flat_map(|(a, b)| a.iter().zip(b));
+        Ok(pairs.fold(Distance::default(), |d, (&a, &b)| {
+            let (a, b) = (f64::from(a), f64::from(b));
+            Distance { signal: d.signal + a * a, noise: d.noise + (a - b) * (a - b) }
+        }))
+    }
+
+    fn begin(
+        &self,
+        session: &mut Session<'_>,
+        i: usize,
+        assignment: &Assignment,
+        until: Option<usize>,
+    ) -> Result<Snapshot, EngineError> {
+        let views: Vec<_> = self.inputs[i].iter().map(|(name, array)| (name.as_str(), array.view())).collect();
+        session.start(&views, &self.schedule, until, &mut |t, shape, x| change(assignment, t, shape, x))
+    }
+
+    /// What `run` gives for every sample, in their order, on all workers.
+    fn each<T: Send>(
+        &self,
+        run: impl Fn(&mut Session<'_>, usize) -> Result<T, EngineError> + Sync,
+    ) -> Result<Vec<T>, EngineError> {
+        let next = AtomicUsize::new(0);
+        let found: Mutex<BTreeMap<usize, Result<T, EngineError>>> = Mutex::new(BTreeMap::new());
+        let put = |i, r| found.lock().unwrap_or_else(PoisonError::into_inner).insert(i, r);
+        let work = || {
+            let mut session = match self.engine.session() {
+                Ok(session) => session,
+                Err(e) => {
+                    put(0, Err(e));
+                    return;
+                }
+            };
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                if i >= self.inputs.len() {
+                    return;
+                }
+                let result = run(&mut session, i);
+                put(i, result);
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..self.threads.clamp(1, self.inputs.len().max(1)) {
+                scope.spawn(work);
+            }
+            work();
+        });
+        found.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
+    }
+}
+
+fn change(assignment: &Assignment, tap: usize, shape: &[usize], data: &mut [f32]) {
+    if let Some(Some(fake)) = assignment.0.get(tap) {
+        fake.apply(data, shape.last().copied().unwrap_or(1));
+    }
+}
+
+/// The constants of a plan as their codes mean them, by name.
+///
+/// # Errors
+/// When a scheme does not fit its tensor.
+pub fn fake_constants<'a>(
+    plan: &'a QuantPlan,
+    tensor: impl Fn(&str) -> Option<&'a Tensor>,
+) -> Result<BTreeMap<String, Tensor>, String> {
+    let mut out = BTreeMap::new();
+    for (name, scheme) in plan.constants() {
+        if let (Scheme::Weight { bits, axis, scales }, Some(tensor)) = (scheme, tensor(name)) {
+            out.insert(name.to_owned(), fake_constant(tensor, *bits, *axis, scales)?);
+        }
+    }
+    Ok(out)
+}
