@@ -15,4 +15,5 @@ pub mod pipeline;
 pub mod quant;
 pub mod report;
 pub mod runtime;
+mod simd;
 pub mod vit;
