@@ -15,5 +15,6 @@ pub mod pipeline;
 pub mod quant;
 pub mod report;
 pub mod runtime;
+mod simd;
 pub mod tune;
 pub mod vit;

@@ -17,10 +17,10 @@ mod resume;
 mod samples;
 mod tune;
 
-pub use calibrate::{Calibration, calibrate, engine_of};
+pub use calibrate::{Calibration, Kept, calibrate, engine_of};
 pub use clip::{Clip, ClipSearch, Clipped};
 pub use error::PipelineError;
-pub use evaluate::{Evaluation, SampleOutputs, evaluate, forward, is_quantised, runnable, top};
+pub use evaluate::{Evaluation, SampleOutputs, evaluate, evaluate_kept, forward, is_quantised, runnable, top};
 pub use load::{Source, digest, encoded_bytes, file_bytes, load, op_counts, read};
 pub use quantise::{
     fix_batch, lower, merge_stats, missing_note, plan, read_plan, read_stats, unknown_names, violations, write_plan, write_stats,

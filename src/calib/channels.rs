@@ -11,6 +11,7 @@
 
 use crate::calib::histogram::{Bin, Histogram};
 use crate::calib::sketch::{MAX_EXPONENT, edge};
+use crate::simd::widest;
 
 /// Leading mantissa bits that select a channel's bin.
 pub const CHANNEL_MANTISSA_BITS: u32 = 3;
@@ -127,12 +128,18 @@ impl Channels {
             return true;
         }
         self.count = count;
-        self.extend_ranges(data, layout);
+        widest(
+            #[inline(always)]
+            || self.extend_ranges(data, layout),
+        );
         let (lo, hi) = (&self.lo, &self.hi);
         if let Some(rows) = &mut self.rows {
             rows.raise(lo, hi);
             if inner == 1 {
-                rows.count_columns(data, channels);
+                widest(
+                    #[inline(always)]
+                    || rows.count_columns(data, channels),
+                );
             } else {
                 rows.count_runs(data, layout);
             }
@@ -140,6 +147,7 @@ impl Channels {
         true
     }
 
+    #[inline(always)]
     fn extend_ranges(&mut self, data: &[f32], layout: Layout) {
         if layout.inner == 1 {
             for row in data.chunks_exact(layout.channels) {
@@ -276,6 +284,7 @@ impl Rows {
     }
 
     /// Channels last: a block of channels at a time, all rows of the tensor for each.
+    #[inline(always)]
     fn count_columns(&mut self, data: &[f32], channels: usize) {
         let mut start = 0;
         let blocks = self.counts.chunks_mut(BLOCK * ROW).zip(self.top.chunks(BLOCK));
@@ -321,6 +330,7 @@ impl Rows {
 }
 
 /// One row of a full block: slots first (vector arithmetic), then the counting.
+#[inline(always)]
 fn count_block(counts: &mut [u32; BLOCK * ROW], row: &[f32], base: &[i32; BLOCK]) {
     let Ok(row) = <&[f32; BLOCK]>::try_from(row) else {
         return;

@@ -6,6 +6,7 @@
 
 use crate::calib::histogram::Histogram;
 use crate::calib::observer::{Grid, Range};
+use crate::simd::widest;
 
 /// A uniform quantiser: `real = scale · (q − zero_point)`, `q` an integer in `qmin..=qmax`, nearest code, clamped.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -92,6 +93,14 @@ impl Spans {
     /// The sum of squared differences between the elements and their quantised values.
     #[must_use]
     pub fn squared_error(&self, quantizer: &Quantizer) -> f64 {
+        widest(
+            #[inline(always)]
+            || self.squared_error_in_vectors(quantizer),
+        )
+    }
+
+    #[inline(always)]
+    fn squared_error_in_vectors(&self, quantizer: &Quantizer) -> f64 {
         let inverse = 1.0 / quantizer.scale;
         let low = quantizer.qmin - quantizer.zero_point;
         let high = quantizer.qmax - quantizer.zero_point;

@@ -11,6 +11,7 @@
 //! | file | idea |
 //! | --- | --- |
 //! | [`sketch`] | the histogram whose bins are the float's own leading bits, one a tensor |
+//! | `own` | one sample's own quantiles
 //! | [`channels`] | exact ranges and compact sketches, one a channel |
 //! | [`histogram`] | the common form that every observer reads: ascending bins with f64 edges |
 //! | [`stats`] | the artefact: recording, merging, checking |
@@ -36,6 +37,7 @@ pub mod kl;
 pub mod minmax;
 pub mod observer;
 pub mod omse;
+mod own;
 pub mod percentile;
 pub mod ptf;
 pub mod run;

@@ -57,6 +57,9 @@ pub trait Progress: Sync {
     /// `done` of `total` samples are finished. Calls come from worker threads; `done` grows by one each time, but calls may overtake each other.
     fn tick(&self, done: usize, total: usize);
 
+    /// The model's outputs for the sample with this index in the whole data set, as soon as they are there, from worker threads.
+    fn outputs(&self, _sample: u64, _outputs: Vec<ArrayD<f32>>) {}
+
     /// Whether to stop before the next sample: Ctrl-C.
     fn cancelled(&self) -> bool {
         false
@@ -246,10 +249,13 @@ impl Shared<'_> {
         if let Some(error) = failure {
             return Err(error);
         }
-        result.map_err(|e| Error::Forward { sample: name(), reason: e.to_string() })?;
+        let outputs = result.map_err(|e| Error::Forward { sample: name(), reason: e.to_string() })?;
         match times.iter().zip(self.taps).find(|(times, _)| **times == 0) {
             Some((_, tap)) => Err(Error::TapCount { value: tap.value.clone(), sample: name(), times: 0 }),
-            None => Ok(true),
+            None => {
+                self.progress.outputs(index, outputs);
+                Ok(true)
+            }
         }
     }
 

@@ -10,6 +10,7 @@
 //! (below 1.2e-38) count as zero.
 
 use crate::calib::histogram::{Bin, Histogram};
+use crate::simd::widest;
 use std::collections::BTreeMap;
 
 /// Leading mantissa bits that select a bin.
@@ -52,7 +53,15 @@ impl NonFinite {
 /// # Errors
 /// The slice holds NaN or infinity.
 pub fn finite_range(data: &[f32]) -> Result<(f32, f32), NonFinite> {
-    const LANES: usize = 16;
+    widest(
+        #[inline(always)]
+        || finite_range_in_lanes(data),
+    )
+}
+
+#[inline(always)]
+fn finite_range_in_lanes(data: &[f32]) -> Result<(f32, f32), NonFinite> {
+    const LANES: usize = 32;
     let mut lo = [f32::INFINITY; LANES];
     let mut hi = [f32::NEG_INFINITY; LANES];
     // x·0 is ±0 for a finite x and NaN otherwise: one multiply-add sees both NaN and infinity.
@@ -117,6 +126,12 @@ impl Scratch {
         for x in rest {
             table[(x.to_bits() >> SHIFT) as usize][0] += 1;
         }
+    }
+
+    /// The counters of one page (a sign's exponent), in two lanes.
+    pub(crate) fn page(&self, negative: bool, exponent: u16) -> impl Iterator<Item = &[u32; 2]> {
+        let start = usize::from(negative) * (SLOTS / 2) + usize::from(exponent) * PAGE;
+        self.table.get(start..start + PAGE).unwrap_or_default().iter()
     }
 
     /// Takes one page (a sign's exponent) out of the table, leaving zeros. `None` if it was empty.

@@ -2,6 +2,7 @@
 
 use crate::calib::channels::{Channels, Layout};
 use crate::calib::error::Error;
+use crate::calib::own;
 use crate::calib::run::TapSpec;
 use crate::calib::sketch::{NonFinite, Scratch, Sketch, finite_range};
 use serde::{Deserialize, Serialize};
@@ -114,8 +115,6 @@ pub(crate) enum Refusal {
 /// What can be computed of one tensor before its value's statistics are locked.
 pub(crate) struct Observation {
     range: SampleRange,
-    /// The sample's own sketch, where quantiles of the sample are recorded; otherwise the counts wait in the scratch table.
-    own: Option<Sketch>,
 }
 
 impl Observation {
@@ -127,22 +126,16 @@ impl Observation {
             return Err(Refusal::TooMany { limit: Scratch::LIMIT as u64, place: "in one tensor" });
         }
         let (lo, hi) = finite_range(data).map_err(Refusal::NonFinite)?;
-        let mut own = None;
-        let mut percentiles = Vec::new();
-        if !recording.percentiles.is_empty() {
-            let mut sketch = Sketch::default();
-            sketch.extend_known(data, (lo, hi), scratch);
-            let histogram = sketch.histogram(u32::MAX);
-            for &alpha in &recording.percentiles {
-                let at = |p| histogram.quantile(p).unwrap_or(0.0) as f32;
-                percentiles.push((at(1.0 - alpha), at(alpha)));
-            }
-            own = Some(sketch);
-        } else if recording.sketch {
+        // The counts wait in the scratch table for the value's sketch.
+        if recording.sketch || !recording.percentiles.is_empty() {
             scratch.tally(data);
         }
-        let range = SampleRange { index, lo, hi, percentiles };
-        Ok(Self { range, own })
+        let at = |p| own::quantile(scratch, data.len() as u64, (lo, hi), p) as f32;
+        let percentiles = recording.percentiles.iter().map(|&alpha| (at(1.0 - alpha), at(alpha))).collect();
+        if !recording.sketch {
+            Sketch::default().absorb((lo, hi), scratch);
+        }
+        Ok(Self { range: SampleRange { index, lo, hi, percentiles } })
     }
 }
 
@@ -211,16 +204,13 @@ impl ValueStats {
         data: &[f32],
         scratch: &mut Scratch,
     ) -> Result<(), Refusal> {
-        let Observation { range, own } = seen;
+        let Observation { range } = seen;
         let place = self.samples.partition_point(|s| s.index < range.index);
         if self.samples.get(place).is_some_and(|s| s.index == range.index) {
             return Err(Refusal::Twice);
         }
         if let Some(sketch) = &mut self.sketch {
-            match &own {
-                Some(own) => sketch.merge(own),
-                None => sketch.absorb((range.lo, range.hi), scratch),
-            }
+            sketch.absorb((range.lo, range.hi), scratch);
         }
         if let Some(layout) = self.recording.channel_axis.and_then(|axis| Layout::new(shape, usize::from(axis))) {
             let sketches = self.recording.channel_sketches;

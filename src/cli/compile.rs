@@ -15,13 +15,14 @@ use crate::config::Config;
 use crate::fs::write_atomic;
 use crate::ir::Model;
 use crate::lower::LowerReport;
-use crate::pipeline::{self, Evaluation, Feed, PipelineError, Samples, Source};
+use crate::pipeline::{self, Evaluation, Feed, Kept, PipelineError, Samples, Source};
 use crate::quant::QuantPlan;
 use crate::report::summary::{CompileSummary, Lowered, Phase, Quality, adjusted, left_in_float, quantised};
-use crate::runtime::tract::Engine;
 
 /// Calibration samples on which the emitted model is compared with the float model.
 const COMPARED: usize = 32;
+/// The same with `--effort fast`: simulating integers costs twice the float model's time.
+const COMPARED_FAST: usize = 8;
 
 /// Compile a float Vision Transformer, or another network, into a quantised model
 #[derive(Debug, clap::Args)]
@@ -136,10 +137,13 @@ fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, Cli
     note_samples(&samples, terminal);
     clock.end("load");
     let float = pipeline::engine_of(&source, &config, &feed.engine_options())?;
+    let kept = Kept::new(if args.effort.searches() { COMPARED } else { COMPARED_FAST }, &samples);
     let stats = {
         let bar = Bar::new(terminal, "calibrating");
-        pipeline::calibrate(&source, &config, &float, &samples, args.threads.count(), &bar)?
+        pipeline::calibrate(&source, &config, &float, &samples, args.threads.count(), &kept.beside(&bar))?
     };
+    // It holds a copy of all weights.
+    drop(float);
     let skipped = samples.skipped_note(&stats);
     skipped.iter().for_each(|n| terminal.warning(n));
     clock.end("calibrate");
@@ -168,24 +172,24 @@ fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, Cli
     }
     let (model, report) = pipeline::lower(&source, &plan)?;
     clock.end("lower");
-    let evaluation = compare(args, terminal, &model, &float, &feed, &samples)?;
+    let evaluation = compare(args, terminal, &model, &kept, &feed, &samples)?;
     clock.end("evaluate");
     let samples = stats.samples().len() * samples.batch();
     Ok(Made { source, config, stats, plan, clips, model, report, samples, skipped, evaluation })
 }
 
-/// The emitted model against the float model, both in the executor, on the first calibration samples.
+/// The emitted model in the executor against the float model's kept outputs, on the first calibration samples.
 fn compare(
     args: &Args,
     terminal: &Terminal,
     model: &Model,
-    float: &Engine,
+    kept: &Kept,
     feed: &Feed,
     samples: &Samples,
 ) -> Result<Evaluation, CliError> {
     let emitted = pipeline::runnable(&args.output.output, model.clone(), &feed.engine_options())?;
     let bar = Bar::new(terminal, "comparing");
-    Ok(pipeline::evaluate(&emitted, Some(float), samples, Some(COMPARED), args.threads.count(), &bar)?)
+    Ok(pipeline::evaluate_kept(&emitted, kept, samples, args.threads.count(), &bar)?)
 }
 
 fn summarise(args: &Args, made: &Made, clock: Clock) -> CompileSummary {

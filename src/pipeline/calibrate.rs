@@ -1,10 +1,13 @@
 //! Calibration on the executor.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
 use ndarray::ArrayD;
 
 use super::{PipelineError, Samples, Source};
 use crate::calib::run::{Named, OnValue};
-use crate::calib::{self, Part, Progress, Selection, Stats, TapSpec};
+use crate::calib::{self, Part, Progress, SampleSource, Selection, Stats, TapSpec};
 use crate::config::Config;
 use crate::quant;
 use crate::runtime::tract::{Engine, EngineOptions, Session};
@@ -17,7 +20,65 @@ use crate::runtime::tract::{Engine, EngineOptions, Session};
 pub fn engine_of(source: &Source, config: &Config, options: &EngineOptions) -> Result<Engine, PipelineError> {
     let taps: Vec<String> = quant::recordings(&source.vit.sites, config).into_iter().map(|t| t.value).collect();
     let failed = |e| PipelineError::Engine { path: source.path.clone(), source: e };
-    Engine::new(&source.model, &taps, options).map_err(failed)
+    std::thread::scope(|scope| {
+        // What the statistics will be tied to takes a while on large weights, and the executor is not made on all processors.
+        scope.spawn(|| source.digest());
+        Engine::new(&source.model, &taps, options).map_err(failed)
+    })
+}
+
+/// The model's first output for the first samples of a calibration, kept while it runs: what [`evaluate_kept`](super::evaluate_kept) compares with
+/// needs no second run of the float model.
+#[derive(Debug)]
+pub struct Kept {
+    /// How many batches are kept, from the first on.
+    groups: usize,
+    outputs: Mutex<BTreeMap<usize, ArrayD<f32>>>,
+}
+
+impl Kept {
+    /// Room for the outputs of the first `limit` samples, in whole batches; [`Kept::beside`] fills it.
+    pub fn new(limit: usize, samples: &Samples) -> Self {
+        // Calibration leaves out what does not fill a batch.
+        let groups = limit.div_ceil(samples.batch().max(1)).min(samples.len());
+        Kept { groups, outputs: Mutex::default() }
+    }
+
+    /// Progress that is passed on, and keeps the outputs.
+    pub fn beside<'a>(&'a self, progress: &'a dyn Progress) -> impl Progress + 'a {
+        Keeping { kept: self, progress }
+    }
+
+    pub(super) fn groups(&self) -> usize {
+        self.groups
+    }
+
+    /// What is kept of a batch, with its batch axis; `None` of one that was skipped or is past the limit.
+    pub(super) fn group(&self, group: usize) -> Option<ArrayD<f32>> {
+        self.outputs.lock().unwrap_or_else(PoisonError::into_inner).get(&group).cloned()
+    }
+}
+
+struct Keeping<'a> {
+    kept: &'a Kept,
+    progress: &'a dyn Progress,
+}
+
+impl Progress for Keeping<'_> {
+    fn tick(&self, done: usize, total: usize) {
+        self.progress.tick(done, total);
+    }
+
+    fn outputs(&self, sample: u64, outputs: Vec<ArrayD<f32>>) {
+        let group = usize::try_from(sample).ok().filter(|&g| g < self.kept.groups);
+        if let (Some(group), Some(first)) = (group, outputs.into_iter().next()) {
+            self.kept.outputs.lock().unwrap_or_else(PoisonError::into_inner).insert(group, first);
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.progress.cancelled()
+    }
 }
 
 /// One calibration: what is observed, by which executor, on which samples.

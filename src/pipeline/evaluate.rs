@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use ndarray::{ArrayD, Axis};
 
-use super::calibrate::feed;
+use super::calibrate::{Kept, feed};
 use super::samples::Group;
 use super::{PipelineError, Samples};
 use crate::calib::Progress;
@@ -77,14 +77,14 @@ pub fn runnable(path: &Path, model: Model, options: &EngineOptions) -> Result<En
     Engine::new(&model, &[], options).map_err(failed)
 }
 
-/// Runs samples in parallel (without those that are skipped), calls `each` with every group's outputs, and returns what it gave, in the samples' order.
+/// Runs samples in parallel (without those that are skipped), calls `each` with every group's number and outputs, and returns what it gave, in the samples' order.
 fn each_group<T: Send>(
     engines: &[&Engine],
     samples: &Samples,
     groups: usize,
     threads: usize,
     progress: &dyn Progress,
-    each: impl Fn(&Group, Vec<Named>) -> Result<T, PipelineError> + Sync,
+    each: impl Fn(usize, &Group, Vec<Named>) -> Result<T, PipelineError> + Sync,
 ) -> Result<Vec<T>, PipelineError> {
     let (next, done, failed_at) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
     let results: Mutex<BTreeMap<usize, Result<Option<T>, PipelineError>>> = Mutex::new(BTreeMap::new());
@@ -100,7 +100,7 @@ fn each_group<T: Send>(
                 return;
             }
             let result = run_group(engines, &mut sessions, samples, g)
-                .and_then(|ran| ran.map(|(group, out)| each(&group, out)).transpose());
+                .and_then(|ran| ran.map(|(group, out)| each(g, &group, out)).transpose());
             if result.is_err() {
                 failed_at.fetch_min(g, Ordering::AcqRel);
             }
@@ -146,7 +146,7 @@ pub fn forward(
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<Vec<SampleOutputs>, PipelineError> {
-    let split = |group: &Group, out: Vec<Named>| {
+    let split = |_: usize, group: &Group, out: Vec<Named>| {
         let out = out.into_iter().next().unwrap_or_default();
         let one = |(i, sample): (usize, &String)| SampleOutputs {
             sample: sample.clone(),
@@ -164,7 +164,7 @@ pub(super) fn forward_some(
     limit: usize,
     threads: usize,
 ) -> Result<Vec<Vec<f32>>, PipelineError> {
-    let first = |group: &Group, out: Vec<Named>| {
+    let first = |_: usize, group: &Group, out: Vec<Named>| {
         let logits = out.first().and_then(|o| o.first()).map(|(_, a)| a);
         Ok((0..group.names.len()).filter_map(|i| Some(row(logits?, i).iter().copied().collect())).collect::<Vec<Vec<f32>>>())
     };
@@ -207,12 +207,34 @@ pub fn evaluate(
     let start = Instant::now();
     let engines: Vec<&Engine> = std::iter::once(engine).chain(reference).collect();
     let groups = limit.map_or(samples.groups(), |l| l.div_ceil(samples.batch()).min(samples.groups()));
-    let score = |group: &Group, out: Vec<Named>| {
+    let score = |_: usize, group: &Group, out: Vec<Named>| {
         let logits: Vec<&ArrayD<f32>> = out.iter().filter_map(|o| o.first().map(|(_, a)| a)).collect();
         (0..group.names.len()).map(|i| score_sample(group, i, &logits)).collect::<Result<Vec<Score>, _>>()
     };
     let scores: Vec<Score> = each_group(&engines, samples, groups, threads, progress, score)?.into_iter().flatten().collect();
     Ok(sum_up(&scores, reference.is_some(), start.elapsed().as_secs_f64()))
+}
+
+/// [`evaluate`] against outputs that were kept while the same samples were calibrated on.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_kept(
+    engine: &Engine,
+    kept: &Kept,
+    samples: &Samples,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<Evaluation, PipelineError> {
+    let start = Instant::now();
+    let score = |g: usize, group: &Group, out: Vec<Named>| {
+        let own = out.first().and_then(|o| o.first()).map(|(_, a)| a).ok_or(PipelineError::NoOutput)?;
+        let reference = kept.group(g).ok_or(PipelineError::NoOutput)?;
+        (0..group.names.len()).map(|i| score_sample(group, i, &[own, &reference])).collect::<Result<Vec<Score>, _>>()
+    };
+    let scores: Vec<Score> =
+        each_group(&[engine], samples, kept.groups(), threads, progress, score)?.into_iter().flatten().collect();
+    Ok(sum_up(&scores, true, start.elapsed().as_secs_f64()))
 }
 
 fn score_sample(group: &Group, i: usize, logits: &[&ArrayD<f32>]) -> Result<Score, PipelineError> {

@@ -2,6 +2,7 @@
 
 use super::plan::{Codes, QuantPlan, Scheme, exponents_from_text};
 use crate::ir::Tensor;
+use crate::simd::widest;
 
 /// Quantises and dequantises in place, in the float32 arithmetic of QuantizeLinear and DequantizeLinear.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +24,7 @@ enum Kind {
 /// no bits below 1.
 const ROUND: f32 = 12_582_912.0;
 
+#[inline(always)]
 fn round_half_even(x: f32) -> f32 {
     (x + ROUND) - ROUND
 }
@@ -50,21 +52,28 @@ impl FakeQuant {
 
     /// Changes every element to what its code means; the last axis, of `channels` elements, is that of the scales.
     pub fn apply(&self, data: &mut [f32], channels: usize) {
-        match self.kind {
-            Kind::Linear { low, high } if self.scales.len() == 1 => {
-                let scale = self.scales.first().copied().unwrap_or(1.0);
+        widest(
+            #[inline(always)]
+            || self.change(data, channels),
+        );
+    }
+
+    #[inline(always)]
+    fn change(&self, data: &mut [f32], channels: usize) {
+        match (self.kind, &*self.scales) {
+            (Kind::Linear { low, high }, &[scale]) => {
                 for x in data {
                     *x = round_half_even((*x / scale).clamp(low, high)) * scale;
                 }
             }
-            Kind::Linear { low, high } => {
+            (Kind::Linear { low, high }, scales) => {
                 for row in data.chunks_mut(channels.max(1)) {
-                    for (x, &scale) in row.iter_mut().zip(&self.scales) {
+                    for (x, &scale) in row.iter_mut().zip(scales) {
                         *x = round_half_even((*x / scale).clamp(low, high)) * scale;
                     }
                 }
             }
-            Kind::Log2 { steps, top } => {
+            (Kind::Log2 { steps, top }, _) => {
                 for x in data {
                     let code = round_half_even((-x.log2() * steps).clamp(0.0, top));
                     *x = if code < top { (-code / steps).exp2() } else { 0.0 };

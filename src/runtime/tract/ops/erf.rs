@@ -4,9 +4,11 @@ use tract_onnx::tract_hir::internal::*;
 
 use super::{Built, Params, elementwise, filled, slice};
 use crate::runtime::tract::EngineError;
+use crate::simd::widest;
 
 /// erf within 4e-7 (absolute and relative): `x · P(x²) / Q(x²)` on [−4, 4], outside of which erf is ±1 in float32. The
 /// coefficients are a least-squares rational fit of erf(x)/x, reweighted until its relative error was level (7e-8).
+#[inline(always)]
 pub(super) fn erf(x: f32) -> f32 {
     const P: [f32; 7] = [
         std::f32::consts::FRAC_2_SQRT_PI,
@@ -20,13 +22,24 @@ pub(super) fn erf(x: f32) -> f32 {
     const Q: [f32; 5] = [1.0, 0.516_884_15, 0.117_967_41, 0.014_957_313, 0.001_020_980_8];
     let x = x.clamp(-4.0, 4.0);
     let t = x * x;
-    let horner = |c: &[f32]| c.iter().rev().fold(0.0, |sum, c| sum * t + c);
-    (x * horner(&P) / horner(&Q)).clamp(-1.0, 1.0)
+    let [p0, p1, p2, p3, p4, p5, p6] = P;
+    let [q0, q1, q2, q3, q4] = Q;
+    let p = (((((p6 * t + p5) * t + p4) * t + p3) * t + p2) * t + p1) * t + p0;
+    let q = (((q4 * t + q3) * t + q2) * t + q1) * t + q0;
+    (x * p / q).clamp(-1.0, 1.0)
 }
 
 /// `0.5 · x · (1 + erf(x / √2))`.
+#[inline(always)]
 fn gelu(x: f32) -> f32 {
     0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
+#[inline(always)]
+fn map(x: &[f32], y: &mut [f32], f: impl Fn(f32) -> f32) {
+    for (x, y) in x.iter().zip(y) {
+        *y = f(*x);
+    }
 }
 
 /// Which function.
@@ -52,10 +65,29 @@ impl EvalOp for Unary {
         let input = args_1!(inputs);
         let x = slice::<f32>(&input)?;
         filled::<f32>(input.shape(), |y| {
-            let pairs = x.iter().zip(y);
             match self.0 {
-                Function::Erf => pairs.for_each(|(x, y)| *y = erf(*x)),
-                Function::Gelu => pairs.for_each(|(x, y)| *y = gelu(*x)),
+                Function::Erf => widest(
+                    #[inline(always)]
+                    || {
+                        map(
+                            x,
+                            y,
+                            #[inline(always)]
+                            |x| erf(x),
+                        )
+                    },
+                ),
+                Function::Gelu => widest(
+                    #[inline(always)]
+                    || {
+                        map(
+                            x,
+                            y,
+                            #[inline(always)]
+                            |x| gelu(x),
+                        )
+                    },
+                ),
             }
             Ok(())
         })

@@ -4,6 +4,7 @@ use tract_onnx::tract_hir::internal::*;
 
 use super::{Built, Params, elementwise, filled, slice};
 use crate::runtime::tract::EngineError;
+use crate::simd::widest;
 
 /// `y = (x − mean) / sqrt(var + eps) · scale + bias` over the axes from `axis` on, in float32 as `stash_type` 1 says.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,7 +29,29 @@ impl LayerNorm {
     }
 }
 
+impl LayerNorm {
+    #[inline(always)]
+    fn normalise(&self, x: &[f32], y: &mut [f32]) {
+        let row = x.len() as f32;
+        let mean = sum(
+            x,
+            #[inline(always)]
+            |v| v,
+        ) / row;
+        let variance = sum(
+            x,
+            #[inline(always)]
+            |v| (v - mean) * (v - mean),
+        ) / row;
+        let inverse = 1.0 / (variance + self.epsilon).sqrt();
+        for (((x, y), scale), bias) in x.iter().zip(y).zip(&self.scale).zip(&self.bias) {
+            *y = (x - mean) * inverse * scale + bias;
+        }
+    }
+}
+
 /// The sum of `f` over a row in sixteen partial sums: the order of additions is fixed, and the error stays small.
+#[inline(always)]
 fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0f32; 16];
     let (chunks, rest) = row.as_chunks::<16>();
@@ -57,14 +80,15 @@ impl EvalOp for LayerNorm {
         let row = self.row(input.shape())?;
         let x = slice::<f32>(&input)?;
         filled::<f32>(input.shape(), |y| {
-            for (x, y) in x.chunks_exact(row).zip(y.chunks_exact_mut(row)) {
-                let mean = sum(x, |v| v) / row as f32;
-                let variance = sum(x, |v| (v - mean) * (v - mean)) / row as f32;
-                let inverse = 1.0 / (variance + self.epsilon).sqrt();
-                for (((x, y), scale), bias) in x.iter().zip(y).zip(&self.scale).zip(&self.bias) {
-                    *y = (x - mean) * inverse * scale + bias;
-                }
-            }
+            let rows = x.chunks_exact(row).zip(y.chunks_exact_mut(row));
+            widest(
+                #[inline(always)]
+                || {
+                    for (x, y) in rows {
+                        self.normalise(x, y);
+                    }
+                },
+            );
             Ok(())
         })
     }

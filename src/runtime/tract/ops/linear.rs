@@ -6,6 +6,7 @@ use tract_onnx::tract_hir::internal::*;
 use super::{Built, Params, elementwise, filled, slice};
 use crate::ir::DType;
 use crate::runtime::tract::{EngineError, convert};
+use crate::simd::widest;
 
 /// Scales and zero points of a tensor (one of each) or of the slices along an axis.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,6 +57,7 @@ impl Grid {
     }
 
     /// `y = f(x, scale, zero point)` for every element.
+    #[inline(always)]
     fn apply<X: Copy, Y>(&self, shape: &[usize], x: &[X], y: &mut [Y], f: impl Fn(X, f32, i32) -> Y) -> TractResult<()> {
         let run = self.run(shape)?;
         if x.is_empty() {
@@ -97,6 +99,7 @@ impl Grid {
 
 /// `round_half_even(v)` for |v| ≤ 2^22: adding 1.5 · 2^23 leaves the integer in the low bits of the sum's mantissa, rounded
 /// by the addition itself.
+#[inline(always)]
 fn round_half_even_small(v: f32) -> i32 {
     const MAGIC: f32 = 12_582_912.0;
     (v + MAGIC).to_bits() as i32 - MAGIC.to_bits() as i32
@@ -112,6 +115,7 @@ struct Quantize {
 
 impl Quantize {
     /// The code of one element; NaN becomes the lowest code, as in onnxruntime.
+    #[inline(always)]
     fn code(&self, x: f32, scale: f32, zero_point: i32) -> i32 {
         // Clamping to integers before rounding is clamping after it, and keeps the rounding's argument small.
         let (low, high) = ((self.low - zero_point) as f32, (self.high - zero_point) as f32);
@@ -133,7 +137,20 @@ impl EvalOp for Quantize {
         let (x, shape) = (slice::<f32>(&input)?, input.shape());
         macro_rules! to {
             ($t:ty) => {
-                filled::<$t>(shape, |y| self.grid.apply(shape, x, y, |x, s, z| self.code(x, s, z) as $t))
+                filled::<$t>(shape, |y| {
+                    widest(
+                        #[inline(always)]
+                        || {
+                            self.grid.apply(
+                                shape,
+                                x,
+                                y,
+                                #[inline(always)]
+                                |x, s, z| self.code(x, s, z) as $t,
+                            )
+                        },
+                    )
+                })
             };
         }
         match self.to {
@@ -180,7 +197,20 @@ impl EvalOp for Dequantize {
         macro_rules! from {
             ($t:ty) => {{
                 let x = slice::<$t>(&input)?;
-                filled::<f32>(shape, |y| self.grid.apply(shape, x, y, |q, s, z| i32::from(q).wrapping_sub(z) as f32 * s))
+                filled::<f32>(shape, |y| {
+                    widest(
+                        #[inline(always)]
+                        || {
+                            self.grid.apply(
+                                shape,
+                                x,
+                                y,
+                                #[inline(always)]
+                                |q, s, z| i32::from(q).wrapping_sub(z) as f32 * s,
+                            )
+                        },
+                    )
+                })
             }};
         }
         match input.datum_type() {
