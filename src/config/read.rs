@@ -216,7 +216,7 @@ impl<'a> Reader<'a> {
                     }
                 }
                 "log2_fraction_bits" => e.log2_fraction_bits = Some(self.integer(key, value, 0, 4)?),
-                "max_exponent" => e.max_exponent = Some(self.integer(key, value, 0, 8)?),
+                "max_exponent" => e.max_exponent = Some(self.integer(key, value, 0, 15)?),
                 "ptf_search" => e.ptf_search = Some(self.boolean(key, value)?),
                 "float" => e.float = Some(self.boolean(key, value)?),
                 "output_quant_enable" => {

@@ -221,7 +221,7 @@ pub struct Entry {
     /// `ptf_search`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ptf_search: Option<bool>,
-    /// `max_exponent`, 0 to 8.
+    /// `max_exponent`, 0 to 15.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_exponent: Option<u8>,
     /// `float`; for an activation also the opposite of `output_quant_enable`.

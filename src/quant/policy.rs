@@ -64,7 +64,8 @@ pub fn recordings(sites: &[SiteRef], config: &Config) -> Vec<TapSpec> {
         let cfg = config.resolve(site.block, site.site.name());
         let ptf = cfg.method == Method::Ptf;
         let recording = Recording {
-            sketch: !matches!(cfg.observer, ObserverKind::Minmax),
+            // Where massive activations begin, their tail is looked at.
+            sketch: !matches!(cfg.observer, ObserverKind::Minmax) || matches!(site.site, Site::MlpAct | Site::MlpGate),
             channel_axis: ptf.then_some(1),
             channel_sketches: ptf,
             percentiles: if cfg.observer == ObserverKind::Percentile { vec![cfg.percentile_alpha] } else { Vec::new() },

@@ -57,7 +57,7 @@ fn values() {
         "default: {kl_bins: 10}\n",
         "default: {kl_bins: 2048, kv_bins: 2048}\n",
         "default: {log2_fraction_bits: 5}\n",
-        "default: {max_exponent: 9}\n",
+        "default: {max_exponent: 16}\n",
         "default: {max_exponent: -1}\n",
         "default: {float: 0}\n",
         "default: {observer_type: }\n",
