@@ -15,6 +15,7 @@ mod load;
 mod quantise;
 mod resume;
 mod samples;
+mod search;
 mod tune;
 
 pub use calibrate::{Calibration, Kept, calibrate, engine_of};
@@ -26,4 +27,5 @@ pub use quantise::{
     fix_batch, lower, merge_stats, missing_note, plan, read_plan, read_stats, unknown_names, violations, write_plan, write_stats,
 };
 pub use samples::{DataOptions, Feed, Samples};
+pub use search::{Found, Search};
 pub use tune::first_samples;

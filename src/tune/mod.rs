@@ -1,6 +1,11 @@
 //! Chooses what calibration alone cannot: by the effect on what the model puts out.
+//!
+//! [`objective`] simulates a plan; [`damage`] measures what one site does alone; [`search`] changes ranges ([`range`]) and
+//! [`widths`] the bits of the sites that do most, within what their products [`cost`].
 
+pub mod cost;
 pub mod damage;
 pub mod objective;
 pub mod range;
 pub mod search;
+pub mod widths;
