@@ -459,6 +459,15 @@ fn a_layer_norm_may_write_a_scale_a_channel() {
     assert!(same > mixed, "coarser steps show: {same} and {mixed} dB");
 }
 
+/// One scale for each of the tensors of the MLP, whatever the preset says; codes of `bits` before its GELU.
+fn uniform_around_gelu(bits: u8) -> Config {
+    variant(&format!(
+        "layers: {{norm2: {{quantization_method: Uniform}}}}\n\
+         attn_layer: {{mlp_act: {{quantization_method: Uniform}}}}\n\
+         extra_layer: {{mlp_fc1_output: {{quantization_method: Uniform, bit_type: {{bits: {bits}, signed: true, symmetric: false}}}}}}"
+    ))
+}
+
 /// Gives a site exponents and leaves its base as it was: no code clips, and some channels have coarser steps.
 fn with_exponents(plan: &mut QuantPlan, name: &str, digits: &str) {
     let site = site(plan, name);
@@ -476,14 +485,15 @@ fn lines(model: &Model, words: &[&str]) -> String {
 #[test]
 fn a_gelu_between_codes_with_exponents_is_a_table_of_a_row_for_each_pair() {
     let (fc1, act) = ("blocks.0.mlp_fc1_output", "blocks.0.mlp_act");
-    let cases: [(&str, &[(&str, &str)], &str); 4] = [
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str);
+    let cases: [Case<'_>; 4] = [
         ("both sides", &[(fc1, "01201000"), (act, "00110001")], "ChannelLutGelu"),
         ("the input alone", &[(fc1, "10000002")], "ChannelLutGelu"),
         ("the output alone", &[(act, "01000000")], "ChannelLutGelu"),
         // A near miss: exponents, and no two channels differ.
         ("one pair", &[(fc1, "11111111"), (act, "00000000")], "LutGelu"),
     ];
-    let (model, plan) = planned(&preset("int8"), Target::Integer);
+    let (model, plan) = planned(&uniform_around_gelu(8), Target::Integer);
     let mut text = String::new();
     for (what, sites, op) in cases {
         let (mut model, mut plan) = (model.clone(), plan.clone());
@@ -505,12 +515,11 @@ fn a_gelu_between_codes_with_exponents_is_a_table_of_a_row_for_each_pair() {
 /// The rows of wide codes are long: up to 16 of them are a table, and one more is left to the float operator.
 #[test]
 fn wide_codes_have_a_table_of_sixteen_rows_at_most() {
-    let yaml = "extra_layer: {mlp_fc1_output: {bit_type: {bits: 16, symmetric: false}}}";
     for (fc1, act, note) in [
         ("0123012301230123000", "0000111122223333000", None),
         ("0123012301230123400", "0000111122223333000", Some("stays in float between its codes")),
     ] {
-        let (mut model, mut plan) = planned_with(19, &variant(yaml), Target::Integer);
+        let (mut model, mut plan) = planned_with(19, &uniform_around_gelu(16), Target::Integer);
         with_exponents(&mut plan, "blocks.0.mlp_fc1_output", fc1);
         with_exponents(&mut plan, "blocks.0.mlp_act", act);
         let report = lower(&mut model, &plan).unwrap();
@@ -527,7 +536,7 @@ fn wide_codes_have_a_table_of_sixteen_rows_at_most() {
 /// Exponents shift the codes of a product's input, so that the bias is in units of the base, not of any channel.
 #[test]
 fn biases_after_codes_with_exponents_are_in_units_of_the_base() {
-    let (mut model, mut plan) = planned(&preset("int8"), Target::Integer);
+    let (mut model, mut plan) = planned(&uniform_around_gelu(8), Target::Integer);
     with_exponents(&mut plan, "blocks.0.norm2", "3120");
     with_exponents(&mut plan, "blocks.0.mlp_act", "21000001");
     let report = lower(&mut model, &plan).unwrap();
