@@ -1,17 +1,20 @@
 //! Cost of recording, per element, and of each observer, per tensor.
 //!
-//! `memory` reads the data and nothing else: the limit that recording is measured against. The tensor is an MLP activation of a small ViT.
+//! `record/copy` moves the data and nothing else, `record/sum` reads it: the limits that recording is measured against. `record for/…` is what the
+//! driver does with a tensor for each observer, locks and all. The tensor is an MLP activation of a small ViT; it fits the second-level cache.
 
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use ndarray::ArrayD;
 use std::hint::black_box;
 use vitq::calib::channels::{Channels, Layout};
 use vitq::calib::observer::{Grid, Observer, RangeQuery};
 use vitq::calib::ptf::{PtfOptions, from_stats};
+use vitq::calib::run::{Failure, Named, OnValue};
 use vitq::calib::sketch::{Scratch, Sketch, finite_range};
-use vitq::calib::stats::{Recording, ValueStats};
-use vitq::calib::{kl, minmax, omse, percentile};
+use vitq::calib::stats::{Digest, Recording, ValueStats};
+use vitq::calib::{Forward, ForwardSession, SampleSource, TapSpec, calibrate, kl, minmax, omse, percentile};
 
 /// Normal values whose spread differs by channel, a few of them large.
 fn activations(rows: usize, channels: usize) -> Vec<f32> {
@@ -35,7 +38,11 @@ fn recording(c: &mut Criterion) {
     let layout = Layout { outer: rows, channels, inner: 1 };
     let mut group = c.benchmark_group("record");
     group.throughput(Throughput::Elements(data.len() as u64));
-    group.bench_function("memory", |b| {
+    group.bench_function("copy", |b| {
+        let mut to = vec![0f32; data.len()];
+        b.iter(|| black_box(&mut to).copy_from_slice(black_box(&data)));
+    });
+    group.bench_function("sum", |b| {
         b.iter(|| black_box(&data).iter().fold(0u32, |sum, x| sum.wrapping_add(x.to_bits())));
     });
     group.bench_function("range", |b| b.iter(|| finite_range(black_box(&data))));
@@ -55,6 +62,58 @@ fn recording(c: &mut Criterion) {
                 stats.extend(black_box(&data), layout)
             });
         });
+    }
+    group.finish();
+}
+
+/// An executor that takes no time: every sample taps the same tensor.
+struct Same {
+    shape: [usize; 2],
+    data: Vec<f32>,
+}
+
+impl Forward for Same {
+    fn session(&self) -> Result<Box<dyn ForwardSession + '_>, Failure> {
+        Ok(Box::new(Session(self)))
+    }
+}
+
+struct Session<'a>(&'a Same);
+
+impl ForwardSession for Session<'_> {
+    fn run(&mut self, _: &[(String, ArrayD<f32>)], on_value: &mut OnValue<'_>) -> Result<Vec<ArrayD<f32>>, Failure> {
+        on_value(0, &self.0.shape, &self.0.data);
+        Ok(vec![])
+    }
+}
+
+struct Nothing(usize);
+
+impl SampleSource for Nothing {
+    fn len(&self) -> usize {
+        self.0
+    }
+
+    fn get(&self, _: usize) -> Result<Option<Named>, Failure> {
+        Ok(Some(vec![]))
+    }
+}
+
+fn driver(c: &mut Criterion) {
+    let (rows, channels, samples) = (197, 768, 64);
+    let same = Same { shape: [rows, channels], data: activations(rows, channels) };
+    let mut group = c.benchmark_group("record for");
+    group.sample_size(20).throughput(Throughput::Elements((same.data.len() * samples) as u64));
+    let plain = Recording { sketch: false, ..Recording::default() };
+    for (name, recording) in [
+        ("minmax", plain),
+        ("omse and kl", Recording::default()),
+        ("percentile", Recording { percentiles: vec![0.99999], ..Recording::default() }),
+        ("ptf", Recording { sketch: false, ..Recording::with_channels(1, true) }),
+    ] {
+        let taps = [TapSpec { value: "x".to_owned(), recording }];
+        let run = || calibrate(&same, &taps, &Nothing(samples), Digest::default(), 1, &());
+        group.bench_function(name, |b| b.iter(run));
     }
     group.finish();
 }
@@ -84,5 +143,5 @@ fn observers(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, recording, observers);
+criterion_group!(benches, recording, driver, observers);
 criterion_main!(benches);

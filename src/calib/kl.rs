@@ -356,6 +356,23 @@ mod tests {
         }
 
         #[test]
+        fn passing_over_thresholds_changes_nothing(
+            counts in prop::collection::vec(prop_oneof![3 => Just(0u32), 2 => 0u32..5, 1 => 0u32..1000], 20..300), zero in 0usize..100, codes in 4usize..16,
+        ) {
+            let zero = zero.min(counts.len());
+            let linear = Linear::new(counts.iter().map(|&c| f64::from(c)).collect());
+            let (bins, mut best) = (counts.len(), (f64::INFINITY, zero.max(counts.len() - zero)));
+            for reach in 1..=best.1 {
+                let (from, to) = (zero.saturating_sub(reach), (zero + reach).min(bins));
+                if to - from < codes { continue; }
+                let found = linear.divergence(from, to, codes);
+                prop_assert!(linear.least(from, to, codes) <= found * (1.0 + 1e-9) + 1e-12, "at {}", reach);
+                if found < best.0 { best = (found, reach); }
+            }
+            prop_assert_eq!(best_reach(&linear, zero, codes), best.1);
+        }
+
+        #[test]
         fn ln_is_ln(x in 1e-300f64..1e300) {
             prop_assert!((ln(x) - x.ln()).abs() <= 4e-16 * x.ln().abs().max(1.0));
         }

@@ -42,7 +42,8 @@ fn order_statistic(table: &Scratch, n: u64, (lo, hi): (f64, f64), k: u64) -> f64
     let outer = (0..=top).rev().map(|exponent| Page { negative: !from_above, exponent });
     let inner = (0..=top).map(|exponent| Page { negative: from_above, exponent });
     for page in outer.chain(inner) {
-        let total = table.page(page.negative, page.exponent).map(|[a, b]| u64::from(*a) + u64::from(*b)).sum::<u64>();
+        let counts = table.page(page.negative, page.exponent);
+        let total = counts.iter().map(|&count| u64::from(count)).sum::<u64>();
         if passed + total <= rank {
             passed += total;
             continue;
@@ -54,7 +55,7 @@ fn order_statistic(table: &Scratch, n: u64, (lo, hi): (f64, f64), k: u64) -> f64
         let outwards = page.negative == from_above;
         for step in 0..PAGE {
             let j = if outwards { step } else { PAGE - 1 - step };
-            let count = table.page(page.negative, page.exponent).nth(j).map_or(0, |[a, b]| u64::from(*a) + u64::from(*b));
+            let count = counts.get(j).copied().map_or(0, u64::from);
             if passed + count <= rank {
                 passed += count;
                 continue;

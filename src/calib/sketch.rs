@@ -88,18 +88,20 @@ fn finite_range_in_lanes(data: &[f32]) -> Result<(f32, f32), NonFinite> {
     Ok((lo + 0.0, hi + 0.0))
 }
 
+const LANES: usize = 4;
+
 /// A worker's counting table: every bin there is, indexed by the float's upper 16 bits without a branch.
 ///
-/// 512 KiB, of which one tensor touches a few; two lanes, so that runs of one value (zeros, say) do not wait for their own stores.
+/// A mebibyte, of which one tensor touches little; four lanes, so that runs of one value (zeros, say) do not wait for their own stores.
 #[derive(Debug)]
 pub struct Scratch {
-    table: Vec<[u32; 2]>,
+    table: Vec<u32>,
     filled: u64,
 }
 
 impl Default for Scratch {
     fn default() -> Self {
-        Self { table: vec![[0; 2]; SLOTS], filled: 0 }
+        Self { table: vec![0; LANES * SLOTS], filled: 0 }
     }
 }
 
@@ -110,46 +112,52 @@ impl Scratch {
     /// Counts `data`, at most [`Scratch::LIMIT`] finite elements, into the empty table.
     pub(crate) fn tally(&mut self, data: &[f32]) {
         self.filled += data.len() as u64;
-        let Some(table) = self.table.first_chunk_mut::<SLOTS>() else {
+        let (lanes, _) = self.table.as_chunks_mut::<SLOTS>();
+        let [a, b, c, d] = lanes else {
             return;
         };
-        let pairs = data.chunks_exact(4);
-        let rest = pairs.remainder();
-        for quad in pairs {
-            if let [a, b, c, d] = quad {
-                table[(a.to_bits() >> SHIFT) as usize][0] += 1;
-                table[(b.to_bits() >> SHIFT) as usize][1] += 1;
-                table[(c.to_bits() >> SHIFT) as usize][0] += 1;
-                table[(d.to_bits() >> SHIFT) as usize][1] += 1;
-            }
+        let (quads, rest) = data.as_chunks::<LANES>();
+        for [p, q, r, s] in quads {
+            a[(p.to_bits() >> SHIFT) as usize] += 1;
+            b[(q.to_bits() >> SHIFT) as usize] += 1;
+            c[(r.to_bits() >> SHIFT) as usize] += 1;
+            d[(s.to_bits() >> SHIFT) as usize] += 1;
         }
         for x in rest {
-            table[(x.to_bits() >> SHIFT) as usize][0] += 1;
+            a[(x.to_bits() >> SHIFT) as usize] += 1;
         }
     }
 
-    /// The counters of one page (a sign's exponent), in two lanes.
-    pub(crate) fn page(&self, negative: bool, exponent: u16) -> impl Iterator<Item = &[u32; 2]> {
-        let start = usize::from(negative) * (SLOTS / 2) + usize::from(exponent) * PAGE;
-        self.table.get(start..start + PAGE).unwrap_or_default().iter()
+    /// The counters of one page (a sign's exponent).
+    #[inline(always)]
+    pub(crate) fn page(&self, negative: bool, exponent: u16) -> [u32; PAGE] {
+        let start = page_start(negative, exponent);
+        let mut counts = [0; PAGE];
+        for lane in self.table.chunks_exact(SLOTS) {
+            for (sum, count) in counts.iter_mut().zip(lane.get(start..start + PAGE).unwrap_or_default()) {
+                *sum += count;
+            }
+        }
+        counts
     }
 
-    /// Takes one page (a sign's exponent) out of the table, leaving zeros. `None` if it was empty.
-    fn drain(&mut self, negative: bool, exponent: u16) -> Option<([u64; PAGE], u64)> {
-        let start = usize::from(negative) * (SLOTS / 2) + usize::from(exponent) * PAGE;
-        let page = self.table.get_mut(start..start + PAGE)?;
-        if page.iter().fold(0, |any, [a, b]| any | a | b) == 0 {
+    /// Takes one page out of the table, leaving zeros: its counters and their sum. `None` if it was empty.
+    #[inline(always)]
+    fn drain(&mut self, negative: bool, exponent: u16) -> Option<([u32; PAGE], u64)> {
+        let counts = self.page(negative, exponent);
+        if counts.iter().fold(0, |any, count| any | count) == 0 {
             return None;
         }
-        let mut counts = [0; PAGE];
-        let mut total = 0;
-        for (slot, count) in page.iter_mut().zip(&mut counts) {
-            *count = u64::from(slot[0]) + u64::from(slot[1]);
-            total += *count;
-            *slot = [0; 2];
+        let start = page_start(negative, exponent);
+        for lane in self.table.chunks_exact_mut(SLOTS) {
+            lane.get_mut(start..start + PAGE).unwrap_or_default().fill(0);
         }
-        Some((counts, total))
+        Some((counts, counts.iter().map(|&count| u64::from(count)).sum()))
     }
+}
+
+fn page_start(negative: bool, exponent: u16) -> usize {
+    usize::from(negative) * (SLOTS / 2) + usize::from(exponent) * PAGE
 }
 
 /// Where a page stands among all pages, ascending with the values it holds: positive exponents as they are, negative ones mirrored.
@@ -211,7 +219,15 @@ impl Sketch {
     }
 
     /// Takes over what a scratch table has counted, elements within `range`; the table is left empty.
-    pub(crate) fn absorb(&mut self, (lo, hi): (f32, f32), scratch: &mut Scratch) {
+    pub(crate) fn absorb(&mut self, range: (f32, f32), scratch: &mut Scratch) {
+        widest(
+            #[inline(always)]
+            || self.absorb_in_vectors(range, scratch),
+        );
+    }
+
+    #[inline(always)]
+    fn absorb_in_vectors(&mut self, (lo, hi): (f32, f32), scratch: &mut Scratch) {
         let mut left = std::mem::take(&mut scratch.filled);
         if left == 0 {
             return;
@@ -232,8 +248,8 @@ impl Sketch {
             for negative in [false, true] {
                 if let Some((counts, total)) = scratch.drain(negative, exponent) {
                     let page = self.page(page_key(negative, exponent));
-                    for (sum, count) in page.iter_mut().zip(&counts) {
-                        *sum += count;
+                    for (sum, &count) in page.iter_mut().zip(&counts) {
+                        *sum += u64::from(count);
                     }
                     left -= total;
                 }

@@ -21,7 +21,7 @@ use crate::report::summary::{CompileSummary, Lowered, Phase, Quality, adjusted, 
 
 /// Calibration samples on which the emitted model is compared with the float model.
 const COMPARED: usize = 32;
-/// The same with `--effort fast`: simulating integers costs twice the float model's time.
+/// The same with `--effort fast`: simulating integers costs more than the float model.
 const COMPARED_FAST: usize = 8;
 
 /// Compile a float Vision Transformer, or another network, into a quantised model

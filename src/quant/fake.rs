@@ -18,6 +18,8 @@ enum Kind {
     Linear { low: f32, high: f32 },
     /// `2^(−q / 2^fraction_bits)`, of which the code `top` is 0.
     Log2 { steps: f32, top: f32 },
+    /// Held within ±bound, in float.
+    Clip { bound: f32 },
 }
 
 /// Adding and subtracting it rounds a float32 below 2^22 to an integer, half to even: in the default rounding mode the sum has
@@ -30,6 +32,11 @@ fn round_half_even(x: f32) -> f32 {
 }
 
 impl FakeQuant {
+    /// No codes: the value is held within ±`bound`.
+    pub fn clip(bound: f32) -> FakeQuant {
+        FakeQuant { scales: Vec::new(), kind: Kind::Clip { bound } }
+    }
+
     /// Of an activation's scheme; `None` for that of a constant.
     pub fn of(scheme: &Scheme) -> Option<FakeQuant> {
         let linear = |codes: Codes, zero: i32, scales: Vec<f32>| {
@@ -73,6 +80,7 @@ impl FakeQuant {
                     }
                 }
             }
+            (Kind::Clip { bound }, _) => data.iter_mut().for_each(|x| *x = x.clamp(-bound, bound)),
             (Kind::Log2 { steps, top }, _) => {
                 for x in data {
                     let code = round_half_even((-x.log2() * steps).clamp(0.0, top));

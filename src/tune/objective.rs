@@ -22,6 +22,15 @@ pub struct Distance {
 }
 
 impl Distance {
+    /// Of outputs from a reference, sample by sample.
+    pub fn between(reference: &[Vec<f32>], outputs: &[Vec<f32>]) -> Distance {
+        let pairs = reference.iter().zip(outputs).flat_map(|(a, b)| a.iter().zip(b));
+        pairs.fold(Distance::default(), |d, (&a, &b)| {
+            let (a, b) = (f64::from(a), f64::from(b));
+            Distance { signal: d.signal + a * a, noise: d.noise + (a - b) * (a - b) }
+        })
+    }
+
     /// 10·log10(signal / noise), in dB.
     pub fn sqnr_db(self) -> f64 {
         10.0 * (self.signal / self.noise.max(f64::MIN_POSITIVE)).log10()
@@ -50,7 +59,6 @@ pub struct Objective {
     engine: Engine,
     schedule: Schedule,
     inputs: Vec<Named>,
-    reference: Vec<Vec<f32>>,
     sites: BTreeMap<String, Vec<usize>>,
     taps: usize,
     threads: usize,
@@ -64,8 +72,7 @@ fn changed<'a>(graph: &Graph, site: &'a SiteRef) -> Vec<&'a String> {
 }
 
 impl Objective {
-    /// Of a model whose constants are what their codes mean ([`with_constants`]). `reference` are the float model's outputs on
-    /// the same samples, as [`Objective::outputs`] gives them.
+    /// Of a model whose constants are what their codes mean ([`with_constants`]).
     ///
     /// # Errors
     /// When the executor cannot run the model.
@@ -85,12 +92,7 @@ impl Objective {
         }
         let engine = Engine::new(model, &taps, options)?;
         let schedule = engine.schedule(taps.len());
-        Ok(Objective { engine, schedule, inputs, reference: Vec::new(), sites: of_sites, taps: taps.len(), threads })
-    }
-
-    /// Sets what the outputs are compared with.
-    pub fn set_reference(&mut self, reference: Vec<Vec<f32>>) {
-        self.reference = reference;
+        Ok(Objective { engine, schedule, inputs, sites: of_sites, taps: taps.len(), threads })
     }
 
     /// Everything in float.
@@ -112,6 +114,15 @@ impl Objective {
         for &tap in self.sites.get(site).into_iter().flatten() {
             if let Some(slot) = assignment.0.get_mut(tap) {
                 *slot = scheme.and_then(FakeQuant::of);
+            }
+        }
+    }
+
+    /// Holds a site within ±`bound`, in float.
+    pub fn clip(&self, assignment: &mut Assignment, site: &str, bound: f32) {
+        for &tap in self.sites.get(site).into_iter().flatten() {
+            if let Some(slot) = assignment.0.get_mut(tap) {
+                *slot = Some(FakeQuant::clip(bound));
             }
         }
     }
@@ -157,32 +168,15 @@ impl Objective {
         })
     }
 
-    /// How far the outputs are from the reference.
-    ///
-    /// # Errors
-    /// When an operator fails.
-    pub fn distance(&self, assignment: &Assignment) -> Result<Distance, EngineError> {
-        self.sum(self.outputs(assignment)?)
-    }
-
     /// The same from a cut, before which the assignment is as it was when the prefix was made.
     ///
     /// # Errors
     /// When an operator fails.
-    pub fn distance_from(&self, from: &Prefix, assignment: &Assignment) -> Result<Distance, EngineError> {
-        let outputs = self.each(|s, i| {
+    pub fn outputs_from(&self, from: &Prefix, assignment: &Assignment) -> Result<Vec<Vec<f32>>, EngineError> {
+        self.each(|s, i| {
             let end = s.resume(&from.snapshots[i], &self.schedule, None, &mut |t, shape, x| change(assignment, t, shape, x))?;
             Ok(s.outputs(&end)?.concat())
-        })?;
-        self.sum(outputs)
-    }
-
-    fn sum(&self, outputs: Vec<Vec<f32>>) -> Result<Distance, EngineError> {
-        let pairs = self.reference.iter().zip(&outputs).flat_map(|(a, b)| a.iter().zip(b));
-        Ok(pairs.fold(Distance::default(), |d, (&a, &b)| {
-            let (a, b) = (f64::from(a), f64::from(b));
-            Distance { signal: d.signal + a * a, noise: d.noise + (a - b) * (a - b) }
-        }))
+        })
     }
 
     fn begin(

@@ -21,7 +21,9 @@ CASES = [
     ("center", "lanczos", 1.0),
     ("squash", "bicubic", 1.0),
     ("squash", "bilinear", 0.9),
+    ("squash", "lanczos", 0.95),
     ("border", "bicubic", 0.9),
+    ("border", "bilinear", 0.875),
     ("border", "lanczos", 1.0),
 ]
 

@@ -68,25 +68,11 @@ impl EvalOp for Unary {
             match self.0 {
                 Function::Erf => widest(
                     #[inline(always)]
-                    || {
-                        map(
-                            x,
-                            y,
-                            #[inline(always)]
-                            |x| erf(x),
-                        )
-                    },
+                    || map(x, y, erf),
                 ),
                 Function::Gelu => widest(
                     #[inline(always)]
-                    || {
-                        map(
-                            x,
-                            y,
-                            #[inline(always)]
-                            |x| gelu(x),
-                        )
-                    },
+                    || map(x, y, gelu),
                 ),
             }
             Ok(())

@@ -1,0 +1,51 @@
+//! What the codes of one site do to the model's outputs, everything else being in float.
+//!
+//! Errors of different sites hardly depend on each other, so the noise at the outputs is nearly the sum of what each site does
+//! alone. That makes a site's own damage the measure by which its parameters are chosen: it sees everything downstream, and,
+//! unlike the difference that a site makes in a model full of noise, a few samples determine it.
+
+use super::objective::{Assignment, Distance, Objective, Prefix};
+use crate::quant::Scheme;
+use crate::runtime::tract::EngineError;
+
+/// Goes through a model from its beginning to its end, and measures sites on the way.
+pub struct Walk<'a> {
+    objective: &'a Objective,
+    background: Assignment,
+    /// What the background puts out.
+    outputs: Vec<Vec<f32>>,
+    prefix: Prefix,
+}
+
+impl<'a> Walk<'a> {
+    /// At the model's beginning. `background` is what stays as it is: everything in float, or clipped.
+    ///
+    /// # Errors
+    /// When an operator fails.
+    pub fn new(objective: &'a Objective, background: Assignment) -> Result<Walk<'a>, EngineError> {
+        let outputs = objective.outputs(&background)?;
+        let prefix = objective.prefix(&background, 0)?;
+        Ok(Walk { objective, background, outputs, prefix })
+    }
+
+    /// Sites in the order in which this walk meets them.
+    pub fn order<T>(&self, sites: &mut [T], name: impl Fn(&T) -> &str) {
+        sites.sort_by_key(|s| self.objective.cut_before(name(s)));
+    }
+
+    /// Noise over signal that these codes of a site add to the background's outputs. Sites must come in [order](Walk::order):
+    /// the walk does not go back.
+    ///
+    /// # Errors
+    /// When an operator fails.
+    pub fn damage(&mut self, site: &str, scheme: &Scheme) -> Result<f64, EngineError> {
+        let cut = self.objective.cut_before(site);
+        if cut > self.prefix.cut {
+            self.prefix = self.objective.advance(&self.prefix, &self.background, cut)?;
+        }
+        let mut alone = self.background.clone();
+        self.objective.set(&mut alone, site, Some(scheme));
+        let outputs = self.objective.outputs_from(&self.prefix, &alone)?;
+        Ok(Distance::between(&self.outputs, &outputs).ratio())
+    }
+}

@@ -1,0 +1,107 @@
+//! Better ranges, site by site, each judged by its own damage at the model's outputs.
+
+use super::damage::Walk;
+use super::range::{Candidate, capped, scaled};
+use crate::calib::Progress;
+use crate::quant::{QuantPlan, Scheme, SitePlan};
+use crate::runtime::tract::EngineError;
+
+/// A site's damage must fall by this share for its range to be changed.
+const WORTH: f64 = 0.05;
+/// Sites that do less than this share of all damage are left as they are.
+const SHARE: f64 = 1.0 / 50.0;
+/// The widest channels are clipped by no more halvings.
+const CAPS: u8 = 4;
+
+/// What a site does alone.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Damage {
+    /// The site's full name.
+    pub site: String,
+    /// Noise over signal at the outputs.
+    pub noise: f64,
+}
+
+/// A site whose range was changed.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Change {
+    /// The site's full name.
+    pub site: String,
+    /// The new range, in words.
+    pub what: String,
+    /// Noise over signal that the site did alone before.
+    pub before: f64,
+    /// And does now.
+    pub after: f64,
+}
+
+/// The damage of every activation site of a plan, in the order of the data flow.
+///
+/// # Errors
+/// When an operator fails.
+pub fn damages(walk: &mut Walk<'_>, plan: &QuantPlan, progress: &dyn Progress) -> Result<Vec<Damage>, EngineError> {
+    let mut sites: Vec<&SitePlan> = plan.sites.iter().filter(|s| !s.site.weight).collect();
+    walk.order(&mut sites, |s| &s.name);
+    let total = sites.len();
+    let mut out = Vec::with_capacity(total);
+    for (i, site) in sites.into_iter().enumerate() {
+        out.push(Damage { site: site.name.clone(), noise: walk.damage(&site.name, &site.scheme)? });
+        progress.tick(i + 1, total);
+    }
+    Ok(out)
+}
+
+/// Changes the ranges of those sites that do most of the damage, where that makes it less.
+///
+/// # Errors
+/// When an operator fails.
+pub fn refine(
+    walk: &mut Walk<'_>,
+    plan: &mut QuantPlan,
+    damages: &[Damage],
+    progress: &dyn Progress,
+) -> Result<Vec<Change>, EngineError> {
+    let all: f64 = damages.iter().map(|d| d.noise).sum();
+    let chosen: Vec<&Damage> = damages.iter().filter(|d| d.noise > all * SHARE).collect();
+    let mut changes = Vec::new();
+    for (i, damage) in chosen.iter().enumerate() {
+        let Some(site) = plan.sites.iter_mut().find(|s| s.name == damage.site) else { continue };
+        if let Some((scheme, what, after)) = better(walk, site, damage.noise)? {
+            site.scheme = scheme;
+            changes.push(Change { site: site.name.clone(), what, before: damage.noise, after });
+        }
+        progress.tick(i + 1, chosen.len());
+    }
+    Ok(changes)
+}
+
+/// The best scheme that a site can have, unless that is its own.
+fn better(walk: &mut Walk<'_>, site: &SitePlan, before: f64) -> Result<Option<(Scheme, String, f64)>, EngineError> {
+    let mut best: Option<(Scheme, String, f64)> = None;
+    let least = |best: &Option<(Scheme, String, f64)>| best.as_ref().map_or(before * (1.0 - WORTH), |b| b.2);
+    let mut try_one = |walk: &mut Walk<'_>, candidate: Option<Candidate>| -> Result<bool, EngineError> {
+        let Some((scheme, what)) = candidate else { return Ok(false) };
+        let after = walk.damage(&site.name, &scheme)?;
+        let improved = after < least(&best);
+        if improved {
+            best = Some((scheme, what, after));
+        }
+        Ok(improved)
+    };
+    // Downhill in either direction for as long as it goes down.
+    for direction in [-1, 1] {
+        let mut steps = direction;
+        while try_one(walk, scaled(site, steps))? {
+            steps += direction;
+        }
+        if steps != direction {
+            break;
+        }
+    }
+    for lower in 1..=CAPS {
+        if !try_one(walk, capped(site, lower))? {
+            break;
+        }
+    }
+    Ok(best)
+}
