@@ -13,8 +13,10 @@ use super::schema::{ATTN_LAYER, Config, EXTRA_LAYER, LAYERS, RESIDUAL_LAYER};
 use super::tree::{Key, Node, Value};
 
 /// The embedded presets as `(name, text)`, the default one first.
-pub const PRESETS: [(&str, &str); 3] = [
+pub const PRESETS: [(&str, &str); 5] = [
     ("int8", include_str!("../../configs/int8.yaml")),
+    ("int8-attn4", include_str!("../../configs/int8-attn4.yaml")),
+    ("mixed", include_str!("../../configs/mixed.yaml")),
     ("fqvit", include_str!("../../configs/fqvit.yaml")),
     ("seed", include_str!("../../configs/seed.yaml")),
 ];

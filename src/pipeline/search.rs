@@ -102,19 +102,17 @@ impl Search<'_> {
         if found.damages.is_empty() && wanted.ranges {
             found.damages = self.damages(&objective, &background, &found.plan)?;
         }
+        let mut left = found.damages.clone();
+        if let Some(goal) = wanted.widen_to_db {
+            let rest = self.weights_alone(&objective, &found.plan)?;
+            found.widenings.extend(widen(&mut found.plan, &found.damages, rest, WIDE, goal));
+            left.retain(|d| !found.widenings.iter().any(|w| w.site == d.site));
+        }
         if wanted.ranges {
             let mut walk = self.walk(&objective, background)?;
             let bar = (self.progress)("changing ranges");
-            let changed = refine(&mut walk, &mut found.plan, &found.damages, &*bar);
+            let changed = refine(&mut walk, &mut found.plan, &left, &*bar);
             found.changes = changed.map_err(|e| self.failed(e))?;
-        }
-        if let Some(goal) = wanted.widen_to_db {
-            let rest = self.weights_alone(&objective, &found.plan)?;
-            let mut left = found.damages.clone();
-            for change in &found.changes {
-                left.iter_mut().filter(|d| d.site == change.site).for_each(|d| d.noise = change.after);
-            }
-            found.widenings.extend(widen(&mut found.plan, &left, rest, WIDE, goal));
         }
         Ok(found)
     }
