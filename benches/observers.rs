@@ -137,7 +137,7 @@ fn observers(c: &mut Criterion) {
         }
     }
     for (name, search) in [("published", false), ("searched", true)] {
-        let options = PtfOptions { bits: 8, max_exponent: 8, search };
+        let options = PtfOptions { bits: 8, max_exponent: 8, search, shared: 0.0 };
         group.bench_function(BenchmarkId::new("ptf", name), |b| b.iter(|| from_stats(black_box(&stats), None, &[], options)));
     }
     group.finish();

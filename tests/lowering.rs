@@ -362,7 +362,7 @@ fn log2_codes_of_four_and_eight_bits() {
             "attn_layer: {{intSoft: {{bit_type: {{bits: {bits}, signed: false}}, quantization_method: Log2, log2_fraction_bits: {r}}}}}"
         );
         let (model, plan, _) = lowered(&variant(&yaml), Target::Integer);
-        assert_eq!(plan.site("blocks.0.intSoft").unwrap().scheme, Scheme::Log2 { bits, fraction_bits: r });
+        assert_eq!(plan.site("blocks.0.intSoft").unwrap().scheme, Scheme::Log2 { bits, fraction_bits: r, scale: 1.0 });
         let constant = |name: &str| model.graph.constant(model.graph.value(name).unwrap()).unwrap();
         assert_eq!(constant("probs_top").to_i64().unwrap(), [(1 << bits) - 1]);
         let values = constant("probs_values").to_f32().unwrap();
@@ -377,7 +377,7 @@ fn log2_codes_reach_far_enough_whatever_their_width() {
     for (bits, r) in [(4, 0), (5, 0), (6, 1), (7, 2), (8, 3)] {
         let yaml = format!("attn_layer: {{intSoft: {{bit_type: {{bits: {bits}}}}}}}");
         let (_, plan) = planned(&variant(&yaml), Target::Integer);
-        assert_eq!(plan.site("blocks.0.intSoft").unwrap().scheme, Scheme::Log2 { bits, fraction_bits: r });
+        assert_eq!(plan.site("blocks.0.intSoft").unwrap().scheme, Scheme::Log2 { bits, fraction_bits: r, scale: 1.0 });
     }
 }
 
@@ -680,11 +680,11 @@ fn edited_plans_that_do_not_fit_are_refused() {
         ),
         (
             "a value's scheme for a constant",
-            refused(|p| site(p, "blocks.0.mlp_fc1").scheme = Scheme::Log2 { bits: 8, fraction_bits: 0 }),
+            refused(|p| site(p, "blocks.0.mlp_fc1").scheme = Scheme::Log2 { bits: 8, fraction_bits: 0, scale: 1.0 }),
         ),
         (
             "log2 codes of a step too fine",
-            refused(|p| site(p, "blocks.0.intSoft").scheme = Scheme::Log2 { bits: 8, fraction_bits: 9 }),
+            refused(|p| site(p, "blocks.0.intSoft").scheme = Scheme::Log2 { bits: 8, fraction_bits: 9, scale: 1.0 }),
         ),
         ("a value called a constant", refused(|p| site(p, "blocks.0.mlp_fc1").site.values = vec!["fc1".to_owned()])),
     ];

@@ -29,7 +29,7 @@ fn exercise(stats: &Stats) {
                 let _ = crate::calib::kl::Kl::new(64).unwrap().range(value, &query);
             }
         }
-        let options = crate::calib::ptf::PtfOptions { bits: 8, max_exponent: 3, search: true };
+        let options = crate::calib::ptf::PtfOptions { bits: 8, max_exponent: 3, search: true, shared: 0.0 };
         let _ = crate::calib::ptf::from_stats(value, None, &[], options);
     }
 }

@@ -35,7 +35,7 @@ pub struct Ptf {
 }
 
 /// How to choose the parameters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PtfOptions {
     /// Width of a code, 2 to 16.
     pub bits: u8,
@@ -43,6 +43,9 @@ pub struct PtfOptions {
     pub max_exponent: u8,
     /// Whether base and zero point are searched; otherwise they are the tensor range's, as published.
     pub search: bool,
+    /// The share of the channels that have one range, the largest of theirs, and so one exponent; 0 gives each its own. Where
+    /// a channel is seldom active, as a hidden unit of an MLP is, what calibration saw of it alone says little of its range.
+    pub shared: f64,
 }
 
 impl PtfOptions {
@@ -123,6 +126,7 @@ pub fn fit(channels: &[Histogram], range: Range, weights: &[f64], options: PtfOp
         .enumerate()
         .map(|(c, histogram)| Channel::new(histogram, weights.get(c).copied().unwrap_or(1.0)))
         .collect();
+    let channels = share_range(channels, options.shared);
     let published = Ladder {
         top: (range.hi - range.lo) / options.qmax(),
         zero_point: round_half_even(-range.lo / ((range.hi - range.lo) / options.qmax())).clamp(0.0, options.qmax()),
@@ -179,6 +183,24 @@ impl Channel {
     }
 }
 
+/// Widens every channel's range to the largest of a share of them.
+fn share_range(mut channels: Vec<Channel>, share: f64) -> Vec<Channel> {
+    if share <= 0.0 || channels.is_empty() {
+        return channels;
+    }
+    let at = ((channels.len() as f64 * share) as usize).min(channels.len() - 1);
+    let largest = |mut ends: Vec<f64>| {
+        ends.sort_by(f64::total_cmp);
+        ends.get(at).copied().unwrap_or(0.0)
+    };
+    let lo = -largest(channels.iter().map(|c| -c.lo).collect());
+    let hi = largest(channels.iter().map(|c| c.hi).collect());
+    for channel in &mut channels {
+        (channel.lo, channel.hi) = (channel.lo.min(lo), channel.hi.max(hi));
+    }
+    channels
+}
+
 /// The scales `top · 2^−j` with one zero point.
 #[derive(Debug, Clone, Copy)]
 struct Ladder {
@@ -233,6 +255,13 @@ impl Ladder {
             for (channel, errors) in channels.iter().zip(&errors) {
                 let (mut exponent, mut least) = (0, f64::INFINITY);
                 for alpha in 0..=options.max_exponent {
+                    // A channel that may hold more than it was seen to hold is not clipped at what was seen.
+                    if options.shared > 0.0 && alpha < options.max_exponent {
+                        let s = self.top / pow2((start + k - usize::from(alpha)) as u32);
+                        if -self.zero_point * s > channel.lo || (options.qmax() - self.zero_point) * s < channel.hi {
+                            continue;
+                        }
+                    }
                     let error = errors.get(start + k - usize::from(alpha)).copied().unwrap_or(f64::INFINITY);
                     if error < least {
                         (exponent, least) = (alpha, error);

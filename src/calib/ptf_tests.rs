@@ -77,7 +77,7 @@ proptest! {
         }).collect();
         let (histograms, range) = statistics(&channels);
         let (base, zp, least) = published(&channels, bits, k);
-        let fitted = fit(&histograms, range, &[], PtfOptions { bits, max_exponent: k, search: false }).unwrap();
+        let fitted = fit(&histograms, range, &[], PtfOptions { bits, max_exponent: k, search: false, shared: 0.0 }).unwrap();
         prop_assert!((fitted.ptf.base - base).abs() <= 1e-12 * base);
         prop_assert_eq!(f64::from(fitted.ptf.zero_point), zp);
         let qmax = f64::from((1u32 << bits) - 1);
@@ -90,7 +90,7 @@ proptest! {
         prop_assert!(estimate <= 1.35 * least.iter().sum::<f64>());
         prop_assert!((fitted.squared_error - estimate).abs() <= 0.2 * estimate, "{} against {}", fitted.squared_error, estimate);
 
-        let searched = fit(&histograms, range, &[], PtfOptions { bits, max_exponent: k, search: true }).unwrap();
+        let searched = fit(&histograms, range, &[], PtfOptions { bits, max_exponent: k, search: true, shared: 0.0 }).unwrap();
         prop_assert!(searched.squared_error <= fitted.squared_error);
         prop_assert!(total(&channels, &searched.ptf, bits) <= 1.35 * estimate);
         prop_assert!(searched.ptf.exponents.iter().all(|&a| a <= k));
@@ -105,7 +105,7 @@ proptest! {
             (0..200).map(|_| (width * (random.normal() + shift)) as f32).collect()
         }).collect();
         let (histograms, range) = statistics(&channels);
-        let fitted = fit(&histograms, range, &[], PtfOptions { bits: 8, max_exponent: k, search: false }).unwrap();
+        let fitted = fit(&histograms, range, &[], PtfOptions { bits: 8, max_exponent: k, search: false, shared: 0.0 }).unwrap();
         for (h, &a) in histograms.iter().zip(&fitted.ptf.exponents) {
             let errors: Vec<f64> = (0..=k).map(|a| Spans::from(h).squared_error(&Quantizer {
                 scale: fitted.ptf.base * 2f64.powi(a.into()), zero_point: fitted.ptf.zero_point.into(), qmin: 0.0, qmax: 255.0,
@@ -125,7 +125,7 @@ fn a_massive_negative_channel_does_not_cost_the_others_their_sign() {
         channels[41][i * 197] = -577.0 + i as f32;
     }
     let (histograms, range) = statistics(&channels);
-    let options = |max_exponent, search| PtfOptions { bits: 8, max_exponent, search };
+    let options = |max_exponent, search| PtfOptions { bits: 8, max_exponent, search, shared: 0.0 };
     let per_channel = |ptf: &Ptf, skip: usize| {
         let kept: Vec<Vec<f32>> = channels.iter().enumerate().filter(|(c, _)| *c != skip).map(|(_, d)| d.clone()).collect();
         let mut rest = ptf.clone();
@@ -148,7 +148,7 @@ fn a_massive_negative_channel_does_not_cost_the_others_their_sign() {
 
 #[test]
 fn degenerate_inputs() {
-    let options = PtfOptions { bits: 8, max_exponent: 3, search: true };
+    let options = PtfOptions { bits: 8, max_exponent: 3, search: true, shared: 0.0 };
     let zeros = Channels::from_slice(&[0.0; 8], Layout { outer: 4, channels: 2, inner: 1 }, true).unwrap();
     let zeros: Vec<Histogram> = (0..2).map(|c| zeros.histogram(c).unwrap()).collect();
     let fitted = fit(&zeros, Range::new(0.0, 0.0), &[], options).unwrap();

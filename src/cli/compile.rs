@@ -15,7 +15,7 @@ use crate::fs::write_atomic;
 use crate::ir::Model;
 use crate::lower::LowerReport;
 use crate::pipeline::{self, Evaluation, Feed, Found, Kept, PipelineError, Samples, Source};
-use crate::report::summary::{CompileSummary, Lowered, Phase, Quality, adjusted, left_in_float, quantised};
+use crate::report::summary::{CompileSummary, Lowered, Phase, Quality, adjusted, left_in_float, quantised, searched};
 
 /// Calibration samples on which the emitted model is compared with the float model.
 const COMPARED: usize = 32;
@@ -208,6 +208,7 @@ fn summarise(args: &Args, made: &Made, clock: Clock) -> CompileSummary {
         quantised: quantised(&made.found.plan),
         float: left_in_float(&made.found.plan),
         adjusted: adjusted(&made.found.plan),
+        searched: searched(&made.found.plan),
         lowered: Lowered {
             pairs: r.pairs,
             weights: r.weights,
@@ -215,9 +216,7 @@ fn summarise(args: &Args, made: &Made, clock: Clock) -> CompileSummary {
             custom_ops: r.custom_ops,
             notes: r.notes.clone(),
         },
-        notes: {
-            made.found.notes().into_iter().chain(pipeline::unknown_names(source, &made.config)).chain(made.skipped.clone()).collect()
-        },
+        notes: pipeline::unknown_names(source, &made.config).into_iter().chain(made.skipped.clone()).collect(),
         quality: Quality {
             samples: made.evaluation.samples,
             of: made.samples,

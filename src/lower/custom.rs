@@ -40,7 +40,7 @@ pub(super) fn lower(
             ("LayerNormalization", Some(y)) => layer_norm(edit, id, input, &y),
             (_, Some(y)) if let Some(function) = activation(edit, id, gated) => lut(edit, id, function, input, &y),
             ("Softmax", _) => match quantised.log2.get(edit.value_name(output)) {
-                Some(&(bits, r)) => log_softmax(edit, id, input, row_length(shapes, output), (bits, r)),
+                Some(&codes) => log_softmax(edit, id, input, row_length(shapes, output), codes),
                 None => continue,
             },
             ("RMSNormalization" | "ReduceL2", _) => {
@@ -237,7 +237,7 @@ fn row_length(shapes: &Shapes, value: Value) -> usize {
     shapes.shape(value).and_then(|s| s.last()).and_then(|d| d.as_size()).unwrap_or(LONGEST)
 }
 
-fn log_softmax(edit: &mut Edit<'_>, id: NodeId, x: &Pair, row: usize, (bits, r): (u8, u8)) -> Result<(), TableError> {
+fn log_softmax(edit: &mut Edit<'_>, id: NodeId, x: &Pair, row: usize, (bits, r, scale): (u8, u8, f32)) -> Result<(), TableError> {
     let (bits, r) = (u32::from(bits), u32::from(r));
     if x.coding.bits > 8 || x.scales.len() != 1 {
         return Err(TableError::Parameter {
@@ -247,7 +247,7 @@ fn log_softmax(edit: &mut Edit<'_>, id: NodeId, x: &Pair, row: usize, (bits, r):
         });
     }
     let tables = LogSoftmaxTables::new(affine(x).scale, row, bits, r, LogRounding::default())?;
-    let values = log_dequantize_table(bits, r)?;
+    let values: Vec<f32> = log_dequantize_table(bits, r)?.into_iter().map(|v| v * scale).collect();
     let float = Value { node: id, port: 0 };
     let name = edit.value_name(float).to_owned();
     let init = |edit: &mut Edit<'_>, what: &str, t: Tensor| edit.add_init(id, &format!("{name}_{what}"), t);

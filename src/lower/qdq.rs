@@ -11,8 +11,8 @@ use crate::quant::plan::{Codes, Scheme, SitePlan, exponents_from_text};
 #[derive(Debug, Default)]
 pub(super) struct Quantised {
     pub(super) values: BTreeMap<String, Pair>,
-    /// Softmax outputs that become log2 codes: name → (bits, fraction bits).
-    pub(super) log2: BTreeMap<String, (u8, u8)>,
+    /// Softmax outputs that become log2 codes: name → (bits, fraction bits, scale).
+    pub(super) log2: BTreeMap<String, (u8, u8, f32)>,
 }
 
 /// One value's codes and their meaning.
@@ -143,7 +143,7 @@ pub(super) fn lower_values(
                 exponents_from_text(exponents).ok_or_else(|| misfit(site, "", "exponents are not hexadecimal digits"))?;
             (*codes, *scale, *zero_point, parsed)
         }
-        Scheme::Log2 { bits, fraction_bits } => {
+        Scheme::Log2 { bits, fraction_bits, scale } => {
             if !(4..=8).contains(bits) || *fraction_bits > 4 {
                 let what = format!("4 to 8 bits with 0 to 4 fraction bits needed, found {bits} with {fraction_bits}");
                 return Err(misfit(site, site.site.observed(), what));
@@ -151,7 +151,7 @@ pub(super) fn lower_values(
             // What only moves the codes on reads them dequantised.
             for name in site.site.values.iter().take(1) {
                 find(edit, site, name, out)?;
-                out.log2.insert(name.clone(), (*bits, *fraction_bits));
+                out.log2.insert(name.clone(), (*bits, *fraction_bits, *scale));
             }
             return Ok(0);
         }

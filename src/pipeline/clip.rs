@@ -123,8 +123,7 @@ impl ClipSearch<'_> {
         let (stats, mut plan) = self.planned(&heights, Part::WHOLE)?;
         for site in &mut plan.sites {
             if let Some(clip) = clips.iter().find(|c| c.site == site.name) {
-                let note = clip.to_string();
-                site.note = Some(site.note.take().map_or(note.clone(), |known| format!("{known}; {note}")));
+                site.searched(&clip.to_string());
             }
         }
         Ok(Some(Clipped { stats, plan, clips }))

@@ -59,14 +59,6 @@ impl Found {
     pub fn unsearched(stats: Stats, plan: QuantPlan) -> Found {
         Found { stats, plan, clips: vec![], widenings: vec![], changes: vec![], damages: vec![] }
     }
-
-    /// What was found, one sentence each.
-    pub fn notes(&self) -> Vec<String> {
-        let clips = self.clips.iter().map(|c| format!("{} is {c}", c.site));
-        let widenings = self.widenings.iter().map(|w| format!("{} has {w}", w.site));
-        let changes = self.changes.iter().map(|c| format!("{} has another range: {c}", c.site));
-        clips.chain(widenings).chain(changes).collect()
-    }
 }
 
 impl Search<'_> {

@@ -16,8 +16,8 @@ pub struct FakeQuant {
 enum Kind {
     /// Codes less the zero point lie within these bounds.
     Linear { low: f32, high: f32 },
-    /// `2^(−q / 2^fraction_bits)`, of which the code `top` is 0.
-    Log2 { steps: f32, top: f32 },
+    /// `scale · 2^(−q / 2^fraction_bits)`, of which the code `top` is 0.
+    Log2 { steps: f32, top: f32, scale: f32 },
     /// Held within ±bound, in float.
     Clip { bound: f32 },
 }
@@ -49,9 +49,10 @@ impl FakeQuant {
                 let scales = exponents_from_text(exponents)?.into_iter().map(|e| scale * f32::from(1u16 << e.min(15)));
                 Some(linear(*codes, *zero_point, scales.collect()))
             }
-            Scheme::Log2 { bits, fraction_bits } => {
+            Scheme::Log2 { bits, fraction_bits, scale } => {
                 let top = f32::from(1u16 << bits) - 1.0;
-                Some(FakeQuant { scales: Vec::new(), kind: Kind::Log2 { steps: f32::from(1u16 << fraction_bits), top } })
+                let steps = f32::from(1u16 << fraction_bits);
+                Some(FakeQuant { scales: Vec::new(), kind: Kind::Log2 { steps, top, scale: *scale } })
             }
             Scheme::Weight { .. } => None,
         }
@@ -81,10 +82,10 @@ impl FakeQuant {
                 }
             }
             (Kind::Clip { bound }, _) => data.iter_mut().for_each(|x| *x = x.clamp(-bound, bound)),
-            (Kind::Log2 { steps, top }, _) => {
+            (Kind::Log2 { steps, top, scale }, _) => {
                 for x in data {
                     let code = round_half_even((-x.log2() * steps).clamp(0.0, top));
-                    *x = if code < top { (-code / steps).exp2() } else { 0.0 };
+                    *x = if code < top { scale * (-code / steps).exp2() } else { 0.0 };
                 }
             }
         }

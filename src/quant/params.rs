@@ -51,8 +51,8 @@ pub(super) fn positive_scale(scale: f64) -> f32 {
     if scale.is_finite() && scale >= f32::MIN_POSITIVE { scale } else { 1.0 }
 }
 
-pub(super) fn ptf_scheme(seen: &ValueStats, cfg: &SiteConfig, codes: Codes) -> Result<Scheme, CalibError> {
-    let options = PtfOptions { bits: cfg.bits, max_exponent: cfg.max_exponent, search: cfg.ptf_search };
+pub(super) fn ptf_scheme(seen: &ValueStats, cfg: &SiteConfig, codes: Codes, shared: f64) -> Result<Scheme, CalibError> {
+    let options = PtfOptions { bits: cfg.bits, max_exponent: cfg.max_exponent, search: cfg.ptf_search, shared };
     let fit = ptf::from_stats(seen, Some(range(seen, cfg)?), &[], options)?.ptf;
     let offset = if codes.signed { 1i32 << (codes.bits - 1) } else { 0 };
     Ok(Scheme::Ptf {

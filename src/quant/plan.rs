@@ -76,13 +76,25 @@ pub enum Scheme {
         /// One scale a channel.
         scales: Vec<f32>,
     },
-    /// `real = 2^(−q / 2^fraction_bits)`; the highest code is 0.
+    /// `real = scale · 2^(−q / 2^fraction_bits)`; the highest code is 0.
     Log2 {
         /// Width, 4 to 8.
         bits: u8,
         /// Fraction bits of the exponent, 0 to 4.
         fraction_bits: u8,
+        /// What every value is multiplied by, against the error of the rows' sums; near 1.
+        #[serde(default = "one", skip_serializing_if = "is_one")]
+        scale: f32,
     },
+}
+
+fn one() -> f32 {
+    1.0
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_one(scale: &f32) -> bool {
+    *scale == 1.0
 }
 
 impl Scheme {
@@ -121,6 +133,16 @@ pub struct SitePlan {
     /// What the configuration asked for and the target changed, if anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// What a search chose instead of what calibration alone says, and what that brought.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub search: Option<String>,
+}
+
+impl SitePlan {
+    /// Adds to what a search has to say of the site.
+    pub fn searched(&mut self, what: &str) {
+        self.search = Some(self.search.take().map_or_else(|| what.to_owned(), |known| format!("{known}; {what}")));
+    }
 }
 
 /// One site left in float.

@@ -6,7 +6,7 @@ use super::params::{affine_scheme, ptf_scheme, range};
 use super::plan::{Codes, FloatSite, PLAN_VERSION, QuantPlan, Scheme, SitePlan};
 use super::{Target, weights};
 use crate::calib::stats::Recording;
-use crate::calib::{Error as CalibError, Stats, TapSpec};
+use crate::calib::{Error as CalibError, Stats, TapSpec, ValueStats};
 use crate::config::schema::{CalibrationMode, Config, Key, Method, Observer as ObserverKind, SiteConfig, Source};
 use crate::ir::Tensor;
 use crate::vit::{Site, SiteRef};
@@ -76,6 +76,11 @@ pub fn recordings(sites: &[SiteRef], config: &Config) -> Vec<TapSpec> {
     taps.into_values().collect()
 }
 
+/// The share of an MLP's hidden units that have one exponent: all but the few that are much larger than the others.
+const SHARED: f64 = 0.95;
+/// A hidden unit is much larger when its range is this many times the largest of the others'.
+const MASSIVE: f64 = 6.0;
+
 /// Decides every site.
 ///
 /// # Errors
@@ -120,7 +125,7 @@ fn weight(facts: &ModelFacts, site: &SiteRef, cfg: &SiteConfig) -> Result<SitePl
     let tensor = site.values.first().and_then(|v| facts.constants.get(v)).ok_or_else(missing)?;
     let (scheme, observed) =
         weights::scheme(site.site, tensor, &cfg).map_err(|what| PolicyError::Weight { site: name.clone(), what })?;
-    Ok(SitePlan { name, site: site.clone(), scheme, observed, note: None })
+    Ok(SitePlan { name, site: site.clone(), scheme, observed, note: None, search: None })
 }
 
 fn activation(
@@ -144,7 +149,12 @@ fn activation(
     if !target.quantises_carriers(site.site) {
         site_ref.values.truncate(1);
     }
-    let ptf = cfg.method == Method::Ptf && ptf_possible(site, facts.multiplied.contains(&name), cfg.is_given(Key::Method), target, &mut notes);
+    // What calibration saw of a hidden unit says little of its range, since most are seldom active: an exponent of its own is for
+    // those units alone that stand far out.
+    let hidden = matches!(site.site, Site::MlpFc1Output | Site::MlpAct);
+    let ptf = cfg.method == Method::Ptf
+        && (!hidden || has_massive_channel(seen))
+        && ptf_possible(site, facts.multiplied.contains(&name), cfg.is_given(Key::Method), target, &mut notes);
     if ptf && !codes.signed && matches!(site.site, Site::Norm1 | Site::Norm2 | Site::MlpAct | Site::Norm) {
         // onnxruntime fuses an unsigned DequantizeLinear with the MatMul that reads it, and then refuses a zero point a channel.
         codes.signed = true;
@@ -152,9 +162,9 @@ fn activation(
     }
     let log2 = cfg.method == Method::Log2 && log2_possible(facts, config, site, cfg, target, &mut notes);
     let scheme = if log2 {
-        Scheme::Log2 { bits: cfg.bits, fraction_bits: cfg.log2_fraction_bits }
+        Scheme::Log2 { bits: cfg.bits, fraction_bits: cfg.log2_fraction_bits, scale: 1.0 }
     } else if ptf {
-        ptf_scheme(seen, cfg, codes).map_err(failed)?
+        ptf_scheme(seen, cfg, codes, if hidden { SHARED } else { 0.0 }).map_err(failed)?
     } else {
         // The entry `patch_embed` speaks of the convolution's weights; its output shares the name and the width.
         let of_weights = site.site == Site::PatchEmbed;
@@ -173,7 +183,20 @@ fn activation(
         affine_scheme(range, codes, symmetric)
     };
     let note = (!notes.is_empty()).then(|| notes.join("; "));
-    Ok(SitePlan { name, site: site_ref, scheme, observed: [lo, hi], note })
+    Ok(SitePlan { name, site: site_ref, scheme, observed: [lo, hi], note, search: None })
+}
+
+/// Whether a channel reaches [`MASSIVE`] times as far as nearly all others.
+fn has_massive_channel(seen: &ValueStats) -> bool {
+    let Some(channels) = seen.channels() else { return false };
+    let span = |c: usize| channels.range(c).map_or(0.0, |(lo, hi)| f64::from(lo.abs().max(hi.abs())));
+    let mut spans: Vec<f64> = (0..channels.len()).map(span).collect();
+    spans.sort_by(f64::total_cmp);
+    let at = (spans.len() as f64 * SHARED) as usize;
+    match (spans.get(at), spans.last()) {
+        (Some(usual), Some(largest)) => *largest >= MASSIVE * usual,
+        _ => false,
+    }
 }
 
 /// Whether a value gets an exponent a channel: all its carriers must end in the channels that calibration saw, and what reads

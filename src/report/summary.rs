@@ -5,6 +5,8 @@ mod compile;
 mod inspect;
 mod text;
 
-pub use compile::{CompileSummary, Lowered, Phase, Quality, SchemeCount, SiteGroup, adjusted, left_in_float, quantised};
+pub use compile::{
+    CompileSummary, Lowered, Phase, Quality, SchemeCount, SiteGroup, adjusted, left_in_float, quantised, searched,
+};
 pub use inspect::{BlockRow, InspectSummary, Interface, inspect};
 pub use text::{bytes, decibels, percent, seconds};

@@ -151,9 +151,11 @@ impl Objective {
     /// # Errors
     /// When an operator fails.
     pub fn advance(&self, from: &Prefix, assignment: &Assignment, cut: usize) -> Result<Prefix, EngineError> {
-        let go = |s: &mut Session<'_>, i: usize| s.resume(&from.snapshots[i], &self.schedule, Some(cut), &mut |t, shape, x| {
-            change(assignment, t, shape, x);
-        });
+        let go = |s: &mut Session<'_>, i: usize| {
+            s.resume(&from.snapshots[i], &self.schedule, Some(cut), &mut |t, shape, x| {
+                change(assignment, t, shape, x);
+            })
+        };
         Ok(Prefix { cut, snapshots: self.each(go)? })
     }
 

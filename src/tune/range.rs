@@ -1,7 +1,7 @@
 //! Other ranges for a site: what a scheme becomes when the largest values are cut off, or no longer.
 
-use crate::quant::plan::{Codes, Scheme, exponents_from_text, exponents_to_text};
 use crate::quant::SitePlan;
+use crate::quant::plan::{Codes, Scheme, exponents_from_text, exponents_to_text};
 
 /// A range is changed in steps of this factor.
 pub const STEP: f64 = std::f64::consts::SQRT_2;
@@ -56,6 +56,21 @@ pub fn capped(site: &SitePlan, lower: u8) -> Option<Candidate> {
     let new = Scheme::Ptf { codes: *codes, scale: *scale, zero_point: *zero_point, exponents: exponents_to_text(&exponents) };
     let s = if changed == 1 { "" } else { "s" };
     Some((new, format!("{changed} channel{s} clipped at 2^-{lower} of the range")))
+}
+
+/// A log2 scheme with another number of fraction bits, by `finer`. `None` where there is none.
+pub fn finer(site: &SitePlan, finer: i8) -> Option<Candidate> {
+    let Scheme::Log2 { bits, fraction_bits, scale } = site.scheme else { return None };
+    let fraction_bits = fraction_bits.checked_add_signed(finer).filter(|&r| r <= 4)?;
+    Some((Scheme::Log2 { bits, fraction_bits, scale }, format!("{fraction_bits} fraction bits")))
+}
+
+/// A log2 scheme whose values are all multiplied by a factor: rounding and the code that means 0 leave the rows' sums a little
+/// off 1, and the next requantisation takes the factor in.
+pub fn rescaled(scheme: &Scheme, percent: i32) -> Option<Candidate> {
+    let Scheme::Log2 { bits, fraction_bits, scale } = *scheme else { return None };
+    let scale = scale * (1.0 + percent as f32 / 100.0);
+    Some((Scheme::Log2 { bits, fraction_bits, scale }, format!("{fraction_bits} fraction bits, times {scale:.2}")))
 }
 
 fn affine_of(codes: Codes, lo: f64, hi: f64) -> Scheme {

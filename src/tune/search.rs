@@ -1,10 +1,9 @@
 //! Better ranges, site by site, each judged by its own damage at the model's outputs.
 
 use super::damage::Walk;
-use super::range::{Candidate, capped, scaled};
-use super::widths::note;
+use super::range::{Candidate, capped, finer, rescaled, scaled};
 use crate::calib::Progress;
-use crate::quant::{QuantPlan, Scheme, SitePlan};
+use crate::quant::{QuantPlan, SitePlan};
 use crate::runtime::tract::EngineError;
 
 /// A site's damage must fall by this share for its range to be changed.
@@ -74,35 +73,24 @@ pub fn refine(
     let mut changes = Vec::new();
     for (i, damage) in chosen.iter().enumerate() {
         let Some(site) = plan.sites.iter_mut().find(|s| s.name == damage.site) else { continue };
-        if let Some((scheme, what, after)) = better(walk, site, damage.noise)? {
+        if let Some(((scheme, what), after)) = better(walk, site, damage.noise)? {
+            let change = Change { site: site.name.clone(), what, before: damage.noise, after };
             site.scheme = scheme;
-            changes.push(Change { site: site.name.clone(), what, before: damage.noise, after });
+            site.searched(&change.to_string());
+            changes.push(change);
         }
         progress.tick(i + 1, chosen.len());
-    }
-    for change in &changes {
-        note(plan, &change.site, &change.to_string());
     }
     Ok(changes)
 }
 
-/// The best scheme that a site can have, unless that is its own.
-fn better(walk: &mut Walk<'_>, site: &SitePlan, before: f64) -> Result<Option<(Scheme, String, f64)>, EngineError> {
-    let mut best: Option<(Scheme, String, f64)> = None;
-    let least = |best: &Option<(Scheme, String, f64)>| best.as_ref().map_or(before * (1.0 - WORTH), |b| b.2);
-    let mut try_one = |walk: &mut Walk<'_>, candidate: Option<Candidate>| -> Result<bool, EngineError> {
-        let Some((scheme, what)) = candidate else { return Ok(false) };
-        let after = walk.damage(&site.name, &scheme)?;
-        let improved = after < least(&best);
-        if improved {
-            best = Some((scheme, what, after));
-        }
-        Ok(improved)
-    };
+/// The best scheme that a site can have, and its damage; `None` when that is its own.
+fn better(walk: &mut Walk<'_>, site: &SitePlan, before: f64) -> Result<Option<(Candidate, f64)>, EngineError> {
+    let mut best = Best { found: None, least: before * (1.0 - WORTH) };
     // Downhill in either direction for as long as it goes down.
     for direction in [-1, 1] {
         let mut steps = direction;
-        while try_one(walk, scaled(site, steps))? {
+        while best.offer(walk, site, scaled(site, steps))? {
             steps += direction;
         }
         if steps != direction {
@@ -110,9 +98,41 @@ fn better(walk: &mut Walk<'_>, site: &SitePlan, before: f64) -> Result<Option<(S
         }
     }
     for lower in 1..=CAPS {
-        if !try_one(walk, capped(site, lower))? {
+        if !best.offer(walk, site, capped(site, lower))? {
             break;
         }
     }
-    Ok(best)
+    for more in [-1, 1] {
+        best.offer(walk, site, finer(site, more))?;
+    }
+    let scheme = best.found.as_ref().map_or(&site.scheme, |((scheme, _), _)| scheme).clone();
+    for direction in [-1, 1] {
+        let mut percent = direction;
+        while best.offer(walk, site, rescaled(&scheme, percent))? {
+            percent += direction;
+        }
+        if percent != direction {
+            break;
+        }
+    }
+    Ok(best.found)
+}
+
+/// The best candidate so far.
+struct Best {
+    found: Option<(Candidate, f64)>,
+    /// What a better one has to stay below.
+    least: f64,
+}
+
+impl Best {
+    fn offer(&mut self, walk: &mut Walk<'_>, site: &SitePlan, candidate: Option<Candidate>) -> Result<bool, EngineError> {
+        let Some(candidate) = candidate else { return Ok(false) };
+        let after = walk.damage(&site.name, &candidate.0)?;
+        let improved = after < self.least;
+        if improved {
+            (self.found, self.least) = (Some((candidate, after)), after);
+        }
+        Ok(improved)
+    }
 }

@@ -78,12 +78,11 @@ pub fn widen(plan: &mut QuantPlan, damages: &[Damage], rest: f64, bits: u8, goal
         }
         let Some(site) = plan.sites.iter_mut().find(|s| s.name == damage.site && may_widen(s)) else { continue };
         let Some(scheme) = with_bits(&site.scheme, bits).filter(|_| site.scheme.bits() < bits) else { continue };
+        let widening = Widening { site: site.name.clone(), bits: Some(bits), share: damage.noise / all };
         site.scheme = scheme;
+        site.searched(&widening.to_string());
         left -= damage.noise;
-        out.push(Widening { site: site.name.clone(), bits: Some(bits), share: damage.noise / all });
-    }
-    for widening in &out {
-        note(plan, &widening.site, &widening.to_string());
+        out.push(widening);
     }
     out
 }
@@ -124,11 +123,4 @@ pub fn leave_in_float(plan: &mut QuantPlan, damages: &[Damage], cost: &Cost, sha
         }
     }
     out
-}
-
-/// Adds a note to a site of a plan.
-pub fn note(plan: &mut QuantPlan, site: &str, text: &str) {
-    if let Some(site) = plan.sites.iter_mut().find(|s| s.name == site) {
-        site.note = Some(site.note.take().map_or(text.to_owned(), |known| format!("{known}; {text}")));
-    }
 }

@@ -94,6 +94,8 @@ pub struct CompileSummary {
     pub float: Vec<SiteGroup>,
     /// Sites quantised otherwise than configured, by reason.
     pub adjusted: Vec<SiteGroup>,
+    /// What the search chose instead of what calibration alone says, site by site, in the order of the data flow.
+    pub searched: Vec<SiteGroup>,
     /// The emitted graph.
     pub lowered: Lowered,
     /// Notes on the configuration and the data.
@@ -139,6 +141,11 @@ pub fn adjusted(plan: &QuantPlan) -> Vec<SiteGroup> {
     group(plan.sites.iter().filter_map(|s| Some((s.note.as_deref()?, s.name.as_str()))))
 }
 
+/// What a search chose in a plan.
+pub fn searched(plan: &QuantPlan) -> Vec<SiteGroup> {
+    group(plan.sites.iter().filter_map(|s| Some((s.search.as_deref()?, s.name.as_str()))))
+}
+
 fn group<'a>(rows: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<SiteGroup> {
     let mut groups: Vec<SiteGroup> = Vec::new();
     for (reason, site) in rows {
@@ -167,6 +174,7 @@ impl Display for CompileSummary {
             self.near_misses.iter().try_for_each(|n| entry(f, n))?;
         }
         self.fmt_sites(f)?;
+        self.fmt_search(f)?;
         let l = &self.lowered;
         let graph = format!(
             "{} Q/DQ pairs, {} integer constants, {} int32 biases, {} custom ops",
@@ -202,6 +210,21 @@ impl CompileSummary {
             entry(f, &format!("{}: {}", sites(g.sites.iter().map(String::as_str)), g.reason))?;
         }
         Ok(())
+    }
+
+    /// The sites that the search changed, a line each; of many the first.
+    fn fmt_search(&self, f: &mut Formatter<'_>) -> Result {
+        const SHOWN: usize = 8;
+        let total: usize = self.searched.iter().map(|g| g.sites.len()).sum();
+        if total == 0 {
+            return Ok(());
+        }
+        row(f, "Search", &format!("{} changed by the effect on the outputs", count(total, "site")))?;
+        for g in self.searched.iter().take(SHOWN) {
+            entry(f, &format!("{}: {}", g.sites.join(", "), g.reason))?;
+        }
+        let rest: usize = self.searched.iter().skip(SHOWN).map(|g| g.sites.len()).sum();
+        if rest > 0 { entry(f, &format!("and {rest} more: --save-plan writes them all")) } else { Ok(()) }
     }
 
     fn fmt_quality(&self, f: &mut Formatter<'_>) -> Result {
