@@ -3,6 +3,7 @@
 //! Standard output carries the result alone (a summary, or JSON with `--json`); notes, progress and errors go to standard
 //! error. Exit code 0 is success, 1 an error, 2 a usage error, 130 Ctrl-C.
 
+mod analyze;
 mod calibrate;
 mod canon;
 mod compile;
@@ -68,6 +69,7 @@ enum Color {
 enum Command {
     Compile(compile::Args),
     Inspect(inspect::Args),
+    Analyze(analyze::Args),
     Canon(canon::Args),
     Calibrate(calibrate::Args),
     Merge(merge::Args),
@@ -119,6 +121,7 @@ fn dispatch(command: Command, terminal: &Terminal) -> Result<(), CliError> {
     match command {
         Command::Compile(args) => compile::run(args, terminal),
         Command::Inspect(args) => inspect::run(&args, terminal),
+        Command::Analyze(args) => analyze::run(&args, terminal),
         Command::Canon(args) => canon::run(&args, terminal),
         Command::Calibrate(args) => calibrate::run(&args, terminal),
         Command::Merge(args) => merge::run(&args, terminal),

@@ -1,16 +1,19 @@
 //! Better plans by what the model puts out: massive activations clipped, ranges changed, sites widened or left in float.
 
+use std::collections::BTreeMap;
+
 use super::tune::first_samples;
 use super::{Clip, ClipSearch, PipelineError, Samples, Source};
 use crate::calib::{Progress, Stats};
 use crate::config::Config;
 use crate::quant::{QuantPlan, Target};
+use crate::report::sensitivity::{FrontierPoint, Sensitivity, SiteSensitivity};
 use crate::runtime::tract::{EngineError, EngineOptions};
-use crate::tune::cost::Cost;
+use crate::tune::cost::{Cost, Product};
 use crate::tune::damage::Walk;
 use crate::tune::objective::{Assignment, Distance, Objective};
 use crate::tune::search::{Change, Damage, damages, refine};
-use crate::tune::widths::{Widening, leave_in_float, widen};
+use crate::tune::widths::{Widening, leave_in_float, may_widen, widen};
 
 /// Samples that damage is measured on.
 const MEASURED_ON: usize = 16;
@@ -18,6 +21,19 @@ const MEASURED_ON: usize = 16;
 const WORTH_FLOAT: f64 = 0.05;
 /// Bits of a site that 8 do not suffice for.
 const WIDE: u8 = 16;
+
+fn point(widened: String, sites: usize, noise: f64, cost: &Cost, bits: &BTreeMap<String, u8>) -> FrontierPoint {
+    // What is no site is in float.
+    let width = |site: &String| u64::from(bits.get(site).copied().unwrap_or(32));
+    let product = |p: &Product| p.macs * p.operands.iter().map(width).chain(std::iter::repeat(32)).take(2).product::<u64>();
+    FrontierPoint {
+        widened,
+        sites,
+        sqnr_db: -10.0 * noise.max(f64::MIN_POSITIVE).log10(),
+        weight_bits: cost.weights.iter().map(|(site, n)| n * width(site)).sum(),
+        mac_bits: cost.products.iter().map(product).sum(),
+    }
+}
 
 /// What the search needs.
 pub struct Search<'a> {
@@ -139,6 +155,35 @@ impl Search<'_> {
         let mut walk = self.walk(objective, background.clone())?;
         let bar = (self.progress)("measuring sites");
         damages(&mut walk, plan, &*bar).map_err(|e| self.failed(e))
+    }
+
+    /// What every activation site of a plan does alone, the most first, and what widening them one after the other is predicted
+    /// to bring.
+    ///
+    /// # Errors
+    /// When the model cannot be run, or a sample cannot be read.
+    pub fn sensitivity(&self, plan: &QuantPlan) -> Result<Sensitivity, PipelineError> {
+        let inputs = first_samples(self.samples, MEASURED_ON)?;
+        let objective = self.source.objective(&inputs, self.options, self.threads)?;
+        let mut damages = self.damages(&objective, &objective.float(), plan)?;
+        damages.sort_by(|a, b| b.noise.total_cmp(&a.noise));
+        let weights = self.weights_alone(&objective, plan)?;
+        let all: f64 = damages.iter().map(|d| d.noise).sum();
+        let cost = Cost::of(&self.source.model.graph, &self.source.vit.sites);
+        let mut bits: BTreeMap<String, u8> = plan.sites.iter().map(|s| (s.name.clone(), s.scheme.bits())).collect();
+        let mut left = all + weights;
+        let mut frontier = vec![point(String::new(), 0, left, &cost, &bits)];
+        let mut sites = Vec::new();
+        for damage in damages {
+            let now = bits.get(&damage.site).copied().unwrap_or(32);
+            sites.push(SiteSensitivity { bits: now, share: damage.noise / all, noise: damage.noise, site: damage.site.clone() });
+            if plan.site(&damage.site).is_some_and(may_widen) {
+                left -= damage.noise;
+                bits.insert(damage.site.clone(), WIDE);
+            }
+            frontier.push(point(damage.site, frontier.len(), left, &cost, &bits));
+        }
+        Ok(Sensitivity { sites, weights, frontier })
     }
 
     fn walk<'o>(&self, objective: &'o Objective, background: Assignment) -> Result<Walk<'o>, PipelineError> {

@@ -1,7 +1,7 @@
 //! Better ranges, site by site, each judged by its own damage at the model's outputs.
 
 use super::damage::Walk;
-use super::range::{Candidate, capped, finer, rescaled, scaled};
+use super::range::{Candidate, capped, finer, nudged, rescaled, scaled};
 use crate::calib::Progress;
 use crate::quant::{QuantPlan, SitePlan};
 use crate::runtime::tract::EngineError;
@@ -97,6 +97,7 @@ fn better(walk: &mut Walk<'_>, site: &SitePlan, before: f64) -> Result<Option<(C
             break;
         }
     }
+    best.offer(walk, site, nudged(site))?;
     for lower in 1..=CAPS {
         if !best.offer(walk, site, capped(site, lower))? {
             break;

@@ -87,8 +87,8 @@ pub fn widen(plan: &mut QuantPlan, damages: &[Damage], rest: f64, bits: u8, goal
     out
 }
 
-/// The integer softmax reads and writes codes of at most 8 bits.
-fn may_widen(site: &SitePlan) -> bool {
+/// Whether a site may have more bits: the integer softmax reads and writes codes of at most 8.
+pub fn may_widen(site: &SitePlan) -> bool {
     !matches!(site.site.site, crate::vit::Site::KvAct | crate::vit::Site::IntSoft)
 }
 
