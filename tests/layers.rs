@@ -21,6 +21,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("runtime::kernels", &[]),
     ("runtime::tract", &["ir", "onnx", "runtime::kernels", "calib", "simd"]),
     ("report", &["ir", "quant", "vit"]),
+    ("tune", &["calib", "ir", "quant", "runtime::tract", "simd", "vit"]),
     ("pipeline", &[""]),
     ("cli", &[""]),
 ];

@@ -1,7 +1,7 @@
 //! Other ranges for a site: what a scheme becomes when the largest values are cut off, or no longer.
 
-use crate::quant::plan::{Codes, Scheme, exponents_from_text, exponents_to_text};
 use crate::quant::SitePlan;
+use crate::quant::plan::{Codes, Scheme, exponents_from_text, exponents_to_text};
 
 /// A range is changed in steps of this factor.
 pub const STEP: f64 = std::f64::consts::SQRT_2;
