@@ -8,6 +8,7 @@
 //! | OP | inputs | real parameters |
 //! | --- | --- | --- |
 //! | Lut, LutGelu | x, table | activation (0 gelu, 1 gelu tanh, 2 silu, 3 quick gelu, 4 sigmoid, 5 tanh, 6 hard swish), x (any array of the input's type), in_scale, in_zero_point, out_scale, out_zero_point, y_range |
+//! | ChannelLut, ChannelLutGelu | x, table (rows × codes), rows (int32) | as Lut, with in_exponents and out_exponents (a channel each) |
 //! | LogDequantize | code, table | bits, r |
 //! | LogIntSoftmax | x, exp_table, log_step, mantissa_table, bias, shift, top | scale, n, bits, r, rounding (0 logarithm, 1 probability, 2 reciprocal) |
 //! | PtfLayerNorm | x, x_zero_point, multiplier, eps, gamma, beta, shift, y_range | gamma, beta, eps, in_scale, x_zero_point, exponents, out_scale, out_zero_point, y_range |
@@ -24,12 +25,12 @@ use std::fs::File;
 use std::process::ExitCode;
 use vitq::quant::tables::layer_norm::{LayerNormSpec, LayerNormTables};
 use vitq::quant::tables::log_softmax::{LogRounding, LogSoftmaxTables, log_dequantize_table};
-use vitq::quant::tables::lut::{Activation, activation_table};
+use vitq::quant::tables::lut::{Activation, activation_table, channel_tables};
 use vitq::quant::tables::requantize::multiplier_and_shift;
 use vitq::quant::tables::{Affine, CodeType};
 use vitq::runtime::kernels::layer_norm::{PtfLayerNorm, ptf_layer_norm};
 use vitq::runtime::kernels::log_softmax::{LogIntSoftmax, log_int_softmax};
-use vitq::runtime::kernels::lut::lookup;
+use vitq::runtime::kernels::lut::{lookup, lookup_by_channel};
 use vitq::runtime::kernels::requantize::Requantizer;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -183,7 +184,7 @@ fn range(array: &Array) -> Result<(i32, i32)> {
 fn run(op: &str, input: &Named) -> Result<Named> {
     let mut output = Named::default();
     match op {
-        "Lut" | "LutGelu" | "LogDequantize" => {
+        "Lut" | "LutGelu" | "ChannelLut" | "ChannelLutGelu" | "LogDequantize" => {
             let (from, to) = if op == "LogDequantize" { ("code", "value") } else { ("x", "y") };
             macro_rules! table {
                 ($x:expr, $($variant:ident),*) => {
@@ -191,7 +192,12 @@ fn run(op: &str, input: &Named) -> Result<Named> {
                         $(Array::$variant(t) => {
                             let table = t.as_slice().ok_or("table is not contiguous")?;
                             let x = $x.as_slice().ok_or("codes are not contiguous")?;
-                            output.put(to, $x.shape(), lookup(x, table)?)?;
+                            let y = if op.starts_with("Channel") {
+                                lookup_by_channel(x, table, input.slice("rows")?)?
+                            } else {
+                                lookup(x, table)?
+                            };
+                            output.put(to, $x.shape(), y)?;
                         })*
                         _ => return Err("table must be int8, uint8, int16, uint16 or float32".into()),
                     }
@@ -274,7 +280,7 @@ fn params(op: &str, input: &Named) -> Result<Named> {
     let small = |name: &str| -> Result<u32> { Ok(u32::try_from(input.scalar::<i64>(name)?)?) };
     let code = |name: &str| -> Result<i32> { Ok(i32::try_from(input.scalar::<i64>(name)?)?) };
     match op {
-        "Lut" | "LutGelu" => {
+        "Lut" | "LutGelu" | "ChannelLut" | "ChannelLutGelu" => {
             let activation = match input.scalar::<i64>("activation")? {
                 0 => Activation::Gelu,
                 1 => Activation::GeluTanh,
@@ -286,14 +292,21 @@ fn params(op: &str, input: &Named) -> Result<Named> {
                 other => return Err(format!("there is no activation {other}").into()),
             };
             let y_range = input.any("y_range")?;
-            let table = activation_table(
-                activation,
-                Affine { scale: input.scalar("in_scale")?, zero_point: code("in_zero_point")? },
-                code_type(input.any("x")?)?,
-                Affine { scale: input.scalar("out_scale")?, zero_point: code("out_zero_point")? },
-                range(y_range)?,
-            )?;
-            output.put_codes("table", &[table.len()], &table, y_range)?;
+            let from = Affine { scale: input.scalar("in_scale")?, zero_point: code("in_zero_point")? };
+            let to = Affine { scale: input.scalar("out_scale")?, zero_point: code("out_zero_point")? };
+            let (x, range) = (code_type(input.any("x")?)?, range(y_range)?);
+            if op.starts_with("Channel") {
+                let exponents =
+                    |name: &str| -> Result<Vec<u8>> { input.slice::<i64>(name)?.iter().map(|&e| Ok(u8::try_from(e)?)).collect() };
+                let from = (from, &exponents("in_exponents")?[..]);
+                let to = (to, &exponents("out_exponents")?[..]);
+                let t = channel_tables(activation, from, x, to, range)?;
+                output.put_codes("table", &[t.count, t.entries.len() / t.count], &t.entries, y_range)?;
+                output.put("rows", &[t.rows.len()], t.rows)?;
+            } else {
+                let table = activation_table(activation, from, x, to, range)?;
+                output.put_codes("table", &[table.len()], &table, y_range)?;
+            }
         }
         "LogDequantize" => {
             let table = log_dequantize_table(small("bits")?, small("r")?)?;

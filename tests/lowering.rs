@@ -28,6 +28,11 @@ fn tensor(name: &str, shape: &[usize], scale: f32) -> String {
 
 /// One block of width 4 and two heads on four patches of a 4 × 4 image, canonical already.
 fn tiny() -> (Model, Vit) {
+    tiny_with(8)
+}
+
+/// The same with another number of hidden units in its MLP.
+fn tiny_with(hidden: usize) -> (Model, Vit) {
     let mut parts: Vec<String> = [
         ("patch_w", &[4, 1, 2, 2][..], 1.0),
         ("patch_b", &[4], 0.1),
@@ -44,9 +49,9 @@ fn tiny() -> (Model, Vit) {
         ("proj_b", &[4], 0.1),
         ("n2_g", &[4], 1.0),
         ("n2_b", &[4], 0.2),
-        ("fc1_w", &[4, 8], 1.0),
-        ("fc1_b", &[8], 0.1),
-        ("fc2_w", &[8, 4], 1.0),
+        ("fc1_w", &[4, hidden], 1.0),
+        ("fc1_b", &[hidden], 0.1),
+        ("fc2_w", &[hidden, 4], 1.0),
         ("fc2_b", &[4], 0.1),
         ("n_g", &[4], 1.0),
         ("n_b", &[4], 0.2),
@@ -155,7 +160,11 @@ fn preset(name: &str) -> Config {
 }
 
 fn planned(config: &Config, target: Target) -> (Model, QuantPlan) {
-    let (model, vit) = tiny();
+    planned_with(8, config, target)
+}
+
+fn planned_with(hidden: usize, config: &Config, target: Target) -> (Model, QuantPlan) {
+    let (model, vit) = tiny_with(hidden);
     let plan = make_plan(&facts(&model, &vit), &stats(&model, &vit, config), config, target).unwrap();
     (model, plan)
 }
@@ -448,6 +457,103 @@ fn a_layer_norm_may_write_a_scale_a_channel() {
     let (same, mixed) = (with("0000"), with("0120"));
     assert!(same > 20.0 && mixed > 25.0, "{same} and {mixed} dB");
     assert!(same > mixed, "coarser steps show: {same} and {mixed} dB");
+}
+
+/// One scale for each of the tensors of the MLP, whatever the preset says; codes of `bits` before its GELU.
+fn uniform_around_gelu(bits: u8) -> Config {
+    variant(&format!(
+        "layers: {{norm2: {{quantization_method: Uniform}}}}\n\
+         attn_layer: {{mlp_act: {{quantization_method: Uniform}}}}\n\
+         extra_layer: {{mlp_fc1_output: {{quantization_method: Uniform, bit_type: {{bits: {bits}, signed: true, symmetric: false}}}}}}"
+    ))
+}
+
+/// Gives a site exponents and leaves its base as it was: no code clips, and some channels have coarser steps.
+fn with_exponents(plan: &mut QuantPlan, name: &str, digits: &str) {
+    let site = site(plan, name);
+    let Scheme::Affine { codes, scale, zero_point } = site.scheme.clone() else { panic!("{:?}", site.scheme) };
+    site.scheme = Scheme::Ptf { codes, scale, zero_point, exponents: digits.to_owned() };
+}
+
+/// The lines of a lowered graph that name one of `words`.
+fn lines(model: &Model, words: &[&str]) -> String {
+    let text = print_model(&Model { functions: Vec::new(), ..model.clone() }, &PrintOptions::snapshot());
+    let found = text.lines().filter(|l| words.iter().any(|w| l.contains(w)));
+    found.map(|l| format!("{}\n", l.trim_end())).collect()
+}
+
+#[test]
+fn a_gelu_between_codes_with_exponents_is_a_table_of_a_row_for_each_pair() {
+    let (fc1, act) = ("blocks.0.mlp_fc1_output", "blocks.0.mlp_act");
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str);
+    let cases: [Case<'_>; 4] = [
+        ("both sides", &[(fc1, "01201000"), (act, "00110001")], "ChannelLutGelu"),
+        ("the input alone", &[(fc1, "10000002")], "ChannelLutGelu"),
+        ("the output alone", &[(act, "01000000")], "ChannelLutGelu"),
+        // A near miss: exponents, and no two channels differ.
+        ("one pair", &[(fc1, "11111111"), (act, "00000000")], "LutGelu"),
+    ];
+    let (model, plan) = planned(&uniform_around_gelu(8), Target::Integer);
+    let mut text = String::new();
+    for (what, sites, op) in cases {
+        let (mut model, mut plan) = (model.clone(), plan.clone());
+        for (name, digits) in sites {
+            with_exponents(&mut plan, name, digits);
+        }
+        let report = lower(&mut model, &plan).unwrap();
+        assert!(report.notes.is_empty(), "{what}: {:?}", report.notes);
+        assert_eq!(ops(&model).get(&format!("ai.vitq.{op}")), Some(&1), "{what}: {:?}", ops(&model));
+        assert_eq!(ops(&model).get("Gelu"), None, "{what}");
+        assert!(model.functions.iter().any(|f| f.body.name == op), "{what}");
+        let found = sqnr(&model);
+        assert!(found > 20.0, "{what}: {found} dB");
+        text += &format!("{what}:\n{}\n", lines(&model, &["act_table", "act_rows", "act_codes"]));
+    }
+    snapshot("channel_lut", &text);
+}
+
+/// The rows of wide codes are long: up to 16 of them are a table, and one more is left to the float operator.
+#[test]
+fn wide_codes_have_a_table_of_sixteen_rows_at_most() {
+    for (fc1, act, note) in [
+        ("0123012301230123000", "0000111122223333000", None),
+        ("0123012301230123400", "0000111122223333000", Some("stays in float between its codes")),
+    ] {
+        let (mut model, mut plan) = planned_with(19, &uniform_around_gelu(16), Target::Integer);
+        with_exponents(&mut plan, "blocks.0.mlp_fc1_output", fc1);
+        with_exponents(&mut plan, "blocks.0.mlp_act", act);
+        let report = lower(&mut model, &plan).unwrap();
+        let refused = note.is_some();
+        assert_eq!(ops(&model).get("Gelu"), refused.then_some(&1), "{:?}", ops(&model));
+        assert_eq!(ops(&model).get("ai.vitq.ChannelLutGelu"), (!refused).then_some(&1));
+        assert_eq!(report.notes.len(), usize::from(refused), "{:?}", report.notes);
+        for n in &report.notes {
+            assert!(n.starts_with("Gelu (producing 'act')") && n.contains(note.unwrap()) && n.contains("2^20"), "{n}");
+        }
+    }
+}
+
+/// Exponents shift the codes of a product's input, so that the bias is in units of the base, not of any channel.
+#[test]
+fn biases_after_codes_with_exponents_are_in_units_of_the_base() {
+    let (mut model, mut plan) = planned(&uniform_around_gelu(8), Target::Integer);
+    with_exponents(&mut plan, "blocks.0.norm2", "3120");
+    with_exponents(&mut plan, "blocks.0.mlp_act", "21000001");
+    let report = lower(&mut model, &plan).unwrap();
+    assert_eq!((report.biases, report.notes.len()), (8, 0), "{report:?}");
+    let (float, _) = tiny();
+    for (input, weight, bias) in [("norm2", "mlp_fc1", "fc1_b"), ("mlp_act", "mlp_fc2", "fc2_b")] {
+        let Scheme::Ptf { scale: base, .. } = plan.site(&format!("blocks.0.{input}")).unwrap().scheme else { panic!() };
+        let Scheme::Weight { scales, .. } = &plan.site(&format!("blocks.0.{weight}")).unwrap().scheme else { panic!() };
+        let constant = |m: &Model, name: &str| m.graph.constant(m.graph.value(name).unwrap()).unwrap().clone();
+        let b = constant(&float, bias).to_f32().unwrap();
+        let codes = constant(&model, &format!("{bias}_quantized"));
+        assert_eq!(codes.dtype, DType::I32);
+        for (c, q) in codes.to_i64().unwrap().into_iter().enumerate() {
+            let unit = f64::from(base) * f64::from(scales[c]);
+            assert!((f64::from(b[c]) - unit * q as f64).abs() <= unit * 0.5001, "{bias} {c}");
+        }
+    }
 }
 
 #[test]

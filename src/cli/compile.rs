@@ -10,13 +10,11 @@ use super::lower::emit;
 use super::options::{Calibration, Configuration, Emission, Searching, Targeting, Threads, check_outputs, note_samples};
 use super::progress::Bar;
 use super::terminal::{Terminal, json};
-use crate::calib::Stats;
 use crate::config::Config;
 use crate::fs::write_atomic;
 use crate::ir::Model;
 use crate::lower::LowerReport;
-use crate::pipeline::{self, Evaluation, Feed, Kept, PipelineError, Samples, Source};
-use crate::quant::QuantPlan;
+use crate::pipeline::{self, Evaluation, Feed, Found, Kept, PipelineError, Samples, Source};
 use crate::report::summary::{CompileSummary, Lowered, Phase, Quality, adjusted, left_in_float, quantised};
 
 /// Calibration samples on which the emitted model is compared with the float model.
@@ -94,9 +92,7 @@ impl Clock {
 struct Made {
     source: Source,
     config: Config,
-    stats: Stats,
-    plan: QuantPlan,
-    clips: Vec<pipeline::Clip>,
+    found: Found,
     model: Model,
     report: LowerReport,
     samples: usize,
@@ -114,10 +110,10 @@ pub(super) fn run(args: Args, terminal: &Terminal) -> Result<(), CliError> {
     // Nothing is written before everything has succeeded.
     emit(&args.model, &mut made.model, &args.output)?;
     if let Some(path) = &args.save_stats {
-        pipeline::write_stats(&made.stats, path)?;
+        pipeline::write_stats(&made.found.stats, path)?;
     }
     if let Some(path) = &args.save_plan {
-        pipeline::write_plan(&made.plan, path)?;
+        pipeline::write_plan(&made.found.plan, path)?;
     }
     clock.end("write");
     let summary = summarise(&args, &made, clock);
@@ -150,32 +146,33 @@ fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, Cli
     let target = args.target.target.into();
     let plan = pipeline::plan(&source, &stats, &config, target)?;
     clock.end("plan");
-    let (mut stats, mut plan, mut clips) = (stats, plan, Vec::new());
-    if args.effort.searches() {
-        let search = pipeline::ClipSearch {
+    let found = if args.effort.searches() {
+        let search = pipeline::Search {
             source: &source,
             config: &config,
             target,
             options: &feed.engine_options(),
             samples: &samples,
             threads: args.threads.count(),
-            progress: &Bar::new(terminal, "searching"),
+            progress: &|what| Box::new(Bar::new(terminal, what)),
         };
-        if let Some(found) = search.run(&stats)? {
-            (stats, plan, clips) = (found.stats, found.plan, found.clips);
-        }
+        let found = search.run(stats, plan)?;
         clock.end("search");
-    }
-    let against = pipeline::violations(&source, &config, &plan);
+        found
+    } else {
+        Found::unsearched(stats, plan)
+    };
+    let plan = &found.plan;
+    let against = pipeline::violations(&source, &config, plan);
     if args.target.strict && !against.is_empty() {
         return Err(PipelineError::Strict(against).into());
     }
-    let (model, report) = pipeline::lower(&source, &plan)?;
+    let (model, report) = pipeline::lower(&source, plan)?;
     clock.end("lower");
     let evaluation = compare(args, terminal, &model, &kept, &feed, &samples)?;
     clock.end("evaluate");
-    let samples = stats.samples().len() * samples.batch();
-    Ok(Made { source, config, stats, plan, clips, model, report, samples, skipped, evaluation })
+    let samples = found.stats.samples().len() * samples.batch();
+    Ok(Made { source, config, found, model, report, samples, skipped, evaluation })
 }
 
 /// The emitted model in the executor against the float model's kept outputs, on the first calibration samples.
@@ -199,7 +196,7 @@ fn summarise(args: &Args, made: &Made, clock: Clock) -> CompileSummary {
     CompileSummary {
         model: args.model.display().to_string(),
         output: args.output.output.display().to_string(),
-        target: made.plan.target.to_string(),
+        target: made.found.plan.target.to_string(),
         config: made.config.name.clone(),
         calibration_samples: made.samples,
         blocks: source.vit.blocks.len(),
@@ -208,9 +205,9 @@ fn summarise(args: &Args, made: &Made, clock: Clock) -> CompileSummary {
         linears: source.vit.general.linears,
         rules: source.canon.applied.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect(),
         near_misses: misses.map(ToString::to_string).collect(),
-        quantised: quantised(&made.plan),
-        float: left_in_float(&made.plan),
-        adjusted: adjusted(&made.plan),
+        quantised: quantised(&made.found.plan),
+        float: left_in_float(&made.found.plan),
+        adjusted: adjusted(&made.found.plan),
         lowered: Lowered {
             pairs: r.pairs,
             weights: r.weights,
@@ -219,8 +216,7 @@ fn summarise(args: &Args, made: &Made, clock: Clock) -> CompileSummary {
             notes: r.notes.clone(),
         },
         notes: {
-            let clips = made.clips.iter().map(|c| format!("{} is {c}", c.site));
-            clips.chain(pipeline::unknown_names(source, &made.config)).chain(made.skipped.clone()).collect()
+            made.found.notes().into_iter().chain(pipeline::unknown_names(source, &made.config)).chain(made.skipped.clone()).collect()
         },
         quality: Quality {
             samples: made.evaluation.samples,

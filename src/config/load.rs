@@ -13,8 +13,10 @@ use super::schema::{ATTN_LAYER, Config, EXTRA_LAYER, LAYERS, RESIDUAL_LAYER};
 use super::tree::{Key, Node, Value};
 
 /// The embedded presets as `(name, text)`, the default one first.
-pub const PRESETS: [(&str, &str); 6] = [
+pub const PRESETS: [(&str, &str); 8] = [
     ("int8", include_str!("../../configs/int8.yaml")),
+    ("int8-attn4", include_str!("../../configs/int8-attn4.yaml")),
+    ("mixed", include_str!("../../configs/mixed.yaml")),
     ("w4a8", include_str!("../../configs/w4a8.yaml")),
     ("w6a6", include_str!("../../configs/w6a6.yaml")),
     ("w4a4", include_str!("../../configs/w4a4.yaml")),

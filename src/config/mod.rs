@@ -10,6 +10,7 @@ pub mod load;
 mod preprocess;
 mod read;
 pub mod schema;
+mod search;
 mod tree;
 
 pub use error::ConfigError;

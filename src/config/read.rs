@@ -58,6 +58,8 @@ impl<'a> Reader<'a> {
                 config.default = self.entry(value, Place::Default(None))?;
             } else if key.name == "preprocess" {
                 config.preprocess = Some(self.preprocess_section(value)?);
+            } else if key.name == "search" {
+                config.search = self.search(value)?;
             } else {
                 self.check_section_name(key)?;
                 let section = self.section(value, &key.name)?;
@@ -117,8 +119,8 @@ impl<'a> Reader<'a> {
         let reason = match section_of(site) {
             Some(section) => format!("site `{name}` stands outside the sections: put it into the section `{section}`."),
             None => {
-                let hint = did_you_mean(name, SECTIONS.into_iter().chain(["default", "preprocess"]));
-                format!("unknown section '{name}'{hint} Known: default, preprocess, {}.", SECTIONS.join(", "))
+                let hint = did_you_mean(name, SECTIONS.into_iter().chain(["default", "preprocess", "search"]));
+                format!("unknown section '{name}'{hint} Known: default, preprocess, search, {}.", SECTIONS.join(", "))
             }
         };
         Err(self.error(key.line, full_stop(reason)))

@@ -270,6 +270,26 @@ pub struct Section {
     pub blocks: BTreeMap<usize, BTreeMap<String, Entry>>,
 }
 
+/// What may be chosen by its effect on the model's outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Search {
+    /// Whether massive activations are clipped.
+    pub clip: bool,
+    /// Whether the ranges of the sites that do most damage are changed.
+    pub ranges: bool,
+    /// Sites are widened to 16 bits until the outputs are predicted to have this SQNR, in dB; `None` widens nothing.
+    pub widen_to_db: Option<f64>,
+    /// On a target that mixes integers and float: the share of the multiply-accumulates that may be left in float, 0 to 1.
+    pub float_share: f64,
+}
+
+impl Default for Search {
+    fn default() -> Self {
+        Search { clip: true, ranges: true, widen_to_db: None, float_share: 0.05 }
+    }
+}
+
 /// A whole configuration.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -286,6 +306,8 @@ pub struct Config {
     pub residual_layer: Section,
     /// Everything else.
     pub extra_layer: Section,
+    /// What may be chosen by its effect on the model's outputs.
+    pub search: Search,
     /// How the model wants its images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preprocess: Option<Preprocessing>,
@@ -316,7 +338,7 @@ pub struct SiteConfig {
     pub kl_bins: u32,
     /// Fraction bits r of [`Method::Log2`], 0 to 4; where none are given, as many as leave the codes 31 octaves.
     pub log2_fraction_bits: u8,
-    /// Largest exponent α_c of [`Method::Ptf`], 0 to 8.
+    /// Largest exponent α_c of [`Method::Ptf`], 0 to 15.
     pub max_exponent: u8,
     /// Whether [`Method::Ptf`] searches base and zero point for the least squared error; otherwise they are those of the
     /// tensor's range, as published.

@@ -9,7 +9,7 @@ use crate::ir::{AI_VITQ, DType, Edit, NewOp, NodeId, OpName, Scalar, Tensor, Val
 use crate::quant::plan::Codes;
 use crate::quant::tables::layer_norm::{LayerNormSpec, LayerNormTables};
 use crate::quant::tables::log_softmax::{LogRounding, LogSoftmaxTables, log_dequantize_table};
-use crate::quant::tables::lut::{Activation, activation_table};
+use crate::quant::tables::lut::{Activation, activation_table, channel_tables};
 use crate::quant::tables::{Affine, CodeType, TableError};
 
 /// Rewrites every operator whose input and output are quantised as the op needs them.
@@ -86,8 +86,9 @@ fn code_type(codes: Codes) -> CodeType {
     }
 }
 
+/// The meaning of a pair's codes at exponent 0.
 fn affine(p: &Pair) -> Affine {
-    Affine { scale: f64::from(p.scales.first().copied().unwrap_or(1.0)), zero_point: p.zero }
+    Affine { scale: p.base_scale(), zero_point: p.zero }
 }
 
 fn codes_tensor(dtype: DType, values: &[i32]) -> Tensor {
@@ -123,15 +124,14 @@ fn layer_norm(edit: &mut Edit<'_>, id: NodeId, x: &Pair, y: &Pair) -> Result<(),
     let eps = edit.op(id).and_then(|o| o.attrs.float("epsilon")).unwrap_or(1e-5);
     let exponents: Vec<u32> =
         if x.exponents.is_empty() { vec![0; gamma.len()] } else { x.exponents.iter().map(|&e| u32::from(e)).collect() };
-    let base = Affine { scale: base_scale(x), zero_point: x.zero };
     let tables = LayerNormTables::new(&LayerNormSpec {
         gamma: &gamma,
         beta: &beta,
         eps: f64::from(eps),
-        input: base,
+        input: affine(x),
         exponents: &exponents,
         input_type: code_type(x.coding),
-        output: Affine { scale: base_scale(y), zero_point: y.zero },
+        output: affine(y),
         output_range: y.coding.range(),
     })?;
     let float = Value { node: id, port: 0 };
@@ -154,12 +154,6 @@ fn layer_norm(edit: &mut Edit<'_>, id: NodeId, x: &Pair, y: &Pair) -> Result<(),
     let codes = edit.add(id, new.inputs([x.codes, zero, multiplier, eps, gamma, beta, shift, range]));
     take_over(edit, float, codes, y);
     Ok(())
-}
-
-/// The scale of exponent 0.
-fn base_scale(x: &Pair) -> f64 {
-    let first = f64::from(x.scales.first().copied().unwrap_or(1.0));
-    x.exponents.first().map_or(first, |&e| first / f64::from(1u32 << e))
 }
 
 /// x and the activation, for `x · sigmoid(x)` and `x · sigmoid(1.702 x)`.
@@ -197,21 +191,42 @@ fn activation(edit: &Edit<'_>, id: NodeId, gated: Option<(Value, Activation)>) -
 
 fn lut(edit: &mut Edit<'_>, id: NodeId, function: Activation, x: &Pair, y: &Pair) -> Result<(), TableError> {
     for (what, pair) in [("the number of the input's scales", x), ("the number of the output's scales", y)] {
-        if pair.scales.len() != 1 {
+        if pair.scales.len() != 1 && pair.exponents.is_empty() {
             return Err(TableError::Parameter {
                 what,
                 found: pair.scales.len() as f64,
-                needed: "1, for one table serves all channels",
+                needed: "1, or with a power-of-two exponent for each channel (PTF)",
             });
         }
     }
-    let name = if matches!(function, Activation::Gelu | Activation::GeluTanh) { "LutGelu" } else { "Lut" };
-    let entries = activation_table(function, affine(x), code_type(x.coding), affine(y), y.coding.range())?;
+    let (from, range) = (code_type(x.coding), y.coding.range());
+    let by_channel = if x.exponents.is_empty() && y.exponents.is_empty() {
+        None
+    } else {
+        Some(channel_tables(function, (affine(x), &x.exponents), from, (affine(y), &y.exponents), range)?)
+    };
     let float = Value { node: id, port: 0 };
     let stem = edit.value_name(float).to_owned();
-    let table = edit.add_init(id, &format!("{stem}_table"), codes_tensor(y.coding.dtype(), &entries));
-    let new = NewOp::new(OpName::new(AI_VITQ, name), &format!("{stem}_codes"));
-    let codes = edit.add(id, new.inputs([x.codes, table]));
+    let init = |edit: &mut Edit<'_>, what: &str, t: Tensor| edit.add_init(id, &format!("{stem}_{what}"), t);
+    let (prefix, inputs) = match by_channel {
+        Some(t) if t.count > 1 => {
+            let mut table = codes_tensor(y.coding.dtype(), &t.entries);
+            table.shape = vec![t.count, t.entries.len() / t.count];
+            let table = init(edit, "table", table);
+            ("Channel", vec![x.codes, table, init(edit, "rows", Tensor::vector(&t.rows))])
+        }
+        // A single row serves every channel, as without exponents.
+        one => {
+            let entries = match one {
+                Some(t) => t.entries,
+                None => activation_table(function, affine(x), from, affine(y), range)?,
+            };
+            ("", vec![x.codes, init(edit, "table", codes_tensor(y.coding.dtype(), &entries))])
+        }
+    };
+    let kind = if matches!(function, Activation::Gelu | Activation::GeluTanh) { "LutGelu" } else { "Lut" };
+    let new = NewOp::new(OpName::new(AI_VITQ, &format!("{prefix}{kind}")), &format!("{stem}_codes"));
+    let codes = edit.add(id, new.inputs(inputs));
     take_over(edit, float, codes, y);
     Ok(())
 }

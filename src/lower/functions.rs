@@ -3,12 +3,14 @@
 use super::LowerError;
 use crate::ir::{Function, text};
 
-const SOURCES: [(&str, &str); 5] = [
+const SOURCES: [(&str, &str); 7] = [
     ("PtfLayerNorm", include_str!("functions/PtfLayerNorm.onnxtxt")),
     ("LogIntSoftmax", include_str!("functions/LogIntSoftmax.onnxtxt")),
     ("LogDequantize", include_str!("functions/LogDequantize.onnxtxt")),
     ("LutGelu", include_str!("functions/LutGelu.onnxtxt")),
     ("Lut", include_str!("functions/Lut.onnxtxt")),
+    ("ChannelLutGelu", include_str!("functions/ChannelLutGelu.onnxtxt")),
+    ("ChannelLut", include_str!("functions/ChannelLut.onnxtxt")),
 ];
 
 /// The names of the custom ops.

@@ -32,6 +32,14 @@ pub(super) struct Pair {
     pub(super) exponents: Vec<u8>,
 }
 
+impl Pair {
+    /// The scale of exponent 0: `real = base · 2^exponent · (code − zero)`, with exponent 0 for an affine value.
+    pub(super) fn base_scale(&self) -> f64 {
+        let first = f64::from(self.scales.first().copied().unwrap_or(1.0));
+        self.exponents.first().map_or(first, |&e| first / f64::from(1u32 << e.min(15)))
+    }
+}
+
 fn misfit(site: &SitePlan, value: &str, what: impl Into<String>) -> LowerError {
     let first = site.site.values.first().map_or("", String::as_str);
     let value = if value.is_empty() { first } else { value };

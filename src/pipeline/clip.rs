@@ -60,6 +60,8 @@ pub struct ClipSearch<'a> {
     pub threads: usize,
     /// Is told how far it is.
     pub progress: &'a dyn Progress,
+    /// The plan without clips: what it leaves in float stays so.
+    pub base: &'a QuantPlan,
 }
 
 /// What the search found: statistics behind the clips, and a plan of them.
@@ -136,6 +138,7 @@ impl ClipSearch<'_> {
             let (largest, usual) = tail(stats.get(site.observed())?)?;
             (largest >= MASSIVE * usual).then(|| (site.clone(), largest, usual))
         };
+        let origins = origins.filter(|s| self.base.site(&s.full_name()).is_some());
         let mut found: Vec<(SiteRef, f64, f64)> = origins.filter_map(tail).collect();
         found.sort_by(|a, b| (b.1 / b.2).total_cmp(&(a.1 / a.2)));
         found.truncate(SITES);
@@ -163,7 +166,9 @@ impl ClipSearch<'_> {
             progress: &(),
         };
         let stats = calibration.run(part)?;
-        let plan = plan(&clipped, &stats, self.config, self.target)?;
+        let mut plan = plan(&clipped, &stats, self.config, self.target)?;
+        plan.sites.retain(|s| self.base.site(&s.name).is_some());
+        plan.float.clone_from(&self.base.float);
         Ok((stats, plan))
     }
 

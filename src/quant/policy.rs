@@ -145,7 +145,7 @@ fn activation(
     if !target.quantises_carriers(site.site) {
         site_ref.values.truncate(1);
     }
-    let ptf = cfg.method == Method::Ptf && ptf_possible(site, facts.multiplied.contains(&name), target, &mut notes);
+    let ptf = cfg.method == Method::Ptf && ptf_possible(site, facts.multiplied.contains(&name), cfg.is_given(Key::Method), target, &mut notes);
     if ptf && !codes.signed && matches!(site.site, Site::Norm1 | Site::Norm2 | Site::MlpAct | Site::Norm) {
         // onnxruntime fuses an unsigned DequantizeLinear with the MatMul that reads it, and then refuses a zero point a channel.
         codes.signed = true;
@@ -179,7 +179,7 @@ fn activation(
 
 /// Whether a value gets an exponent a channel: all its carriers must end in the channels that calibration saw, and what reads
 /// it must take a scale a channel.
-fn ptf_possible(site: &SiteRef, multiplied: bool, target: Target, notes: &mut Vec<String>) -> bool {
+fn ptf_possible(site: &SiteRef, multiplied: bool, given: bool, target: Target, notes: &mut Vec<String>) -> bool {
     let last_axis_is_channels =
         !matches!(site.site, Site::Input | Site::PatchEmbed | Site::AttnQkvOutput | Site::KvAct | Site::IntSoft | Site::SvAttn);
     if !last_axis_is_channels {
@@ -187,7 +187,7 @@ fn ptf_possible(site: &SiteRef, multiplied: bool, target: Target, notes: &mut Ve
     } else if multiplied && matches!(site.site, Site::Residual1 | Site::Residual2 | Site::Embed) {
         notes.push("one scale for the tensor, not PTF: without a LayerNorm between, a Linear adds its channels up".to_owned());
         return false;
-    } else if !target.has_custom_ops() {
+    } else if !target.has_custom_ops() && given {
         notes.push(format!("one scale for the tensor, not PTF: {target} would run a scale a channel in float"));
     }
     last_axis_is_channels && target.has_custom_ops()

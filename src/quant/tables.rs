@@ -3,7 +3,7 @@
 //! Everything the `ai.vitq` ops need travels as integer tables and constants; here they are computed in f64. Exponentials,
 //! logarithms and erf come from the `libm` crate, so that the same parameters give the same tables on every machine.
 //!
-//! - [`lut`] – an activation as a table (`Lut`, `LutGelu`)
+//! - [`lut`] – an activation as a table (`Lut`, `LutGelu`), or as one for each pair of exponents (`ChannelLut`, `ChannelLutGelu`)
 //! - [`log_softmax`] – `LogIntSoftmax` and the table of `LogDequantize`
 //! - [`layer_norm`] – `PtfLayerNorm`
 //! - [`requantize`] – a real ratio as multiplier and shift

@@ -2,6 +2,7 @@
 
 use super::damage::Walk;
 use super::range::{Candidate, capped, scaled};
+use super::widths::note;
 use crate::calib::Progress;
 use crate::quant::{QuantPlan, Scheme, SitePlan};
 use crate::runtime::tract::EngineError;
@@ -33,6 +34,13 @@ pub struct Change {
     pub before: f64,
     /// And does now.
     pub after: f64,
+}
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let less = (1.0 - self.after / self.before) * 100.0;
+        write!(f, "{}, for {less:.0} % less of its damage at the outputs", self.what)
+    }
 }
 
 /// The damage of every activation site of a plan, in the order of the data flow.
@@ -71,6 +79,9 @@ pub fn refine(
             changes.push(Change { site: site.name.clone(), what, before: damage.noise, after });
         }
         progress.tick(i + 1, chosen.len());
+    }
+    for change in &changes {
+        note(plan, &change.site, &change.to_string());
     }
     Ok(changes)
 }

@@ -220,6 +220,72 @@ def test_lut(kernel, in_dtype, out_dtype):
         assert largest <= 1 and equal > 0.9999
 
 
+# ChannelLut, ChannelLutGelu
+
+CHANNEL_LUTS = [
+    # input, output, channels, highest exponents of the input and the output (None: no exponents)
+    (I8, I8, 768, 7, 5),
+    (I8, I8, 192, 15, 15),
+    (U8, I8, 384, 3, 3),
+    (I8, U8, 384, 4, None),
+    (U8, U16, 192, None, 6),
+    (I16, I8, 192, 3, 3),
+    (U16, I16, 100, 15, None),
+    (I8, I16, 3, 2, 2),
+    (I8, I8, 1, 3, 3),
+]
+
+
+def channel_lut(kernel, rng, op, activation, in_dtype, out_dtype, channels, in_top, out_top):
+    info, out_info = np.iinfo(in_dtype), np.iinfo(out_dtype)
+    exponents = [
+        np.zeros(channels, np.int64) if top is None else rng.integers(0, top + 1, channels) for top in (in_top, out_top)
+    ]
+    levels = info.max - info.min
+    parameters = {
+        "activation": np.int64(activation),
+        "x": np.zeros(1, in_dtype),
+        "in_scale": np.float64(4 / levels),
+        "in_zero_point": np.int64(info.min + 0.6 * levels),
+        "in_exponents": exponents[0],
+        # Not 2, which puts a saturated tanh or sigmoid half-way between two codes.
+        "out_scale": np.float64(2.1 / (out_info.max - out_info.min)),
+        "out_zero_point": np.int64(out_info.min + 20),
+        "out_exponents": exponents[1],
+        "y_range": np.array([out_info.min + 1, out_info.max - 1], out_dtype),
+    }
+    constants = kernel(op, parameters, params=True)
+    pairs = len(set(zip(*(e.tolist() for e in exponents))))
+    assert constants["table"].shape == (pairs, levels + 1) and constants["rows"].shape == (channels,)
+    return parameters, constants
+
+
+@pytest.mark.parametrize("in_dtype,out_dtype,channels,in_top,out_top", CHANNEL_LUTS)
+def test_channel_lut(kernel, in_dtype, out_dtype, channels, in_top, out_top):
+    rng = np.random.default_rng(channels)
+    op = "ChannelLutGelu" if out_dtype in (I8, U16) else "ChannelLut"
+    info = np.iinfo(in_dtype)
+    data = random_codes(rng, in_dtype, (2, MILLION // (4 * channels) + 128, channels))
+    # Every 8-bit code in every channel.
+    data[0, :256] = (info.min + np.arange(256)[: data.shape[1], None]).astype(in_dtype)
+    for activation in [0] if op == "ChannelLutGelu" else range(7):
+        p, constants = channel_lut(kernel, rng, op, activation, in_dtype, out_dtype, channels, in_top, out_top)
+        got = everywhere(kernel, op, data, constants, out_dtype)
+        real = p["in_scale"] * 2.0 ** p["in_exponents"] * (data.astype(np.float64) - p["in_zero_point"])
+        steps = np.round(ACTIVATIONS[activation](real) / (p["out_scale"] * 2.0 ** p["out_exponents"]))
+        exact = np.clip(steps + p["out_zero_point"], *p["y_range"].astype(np.float64))
+        name = f"{op} {activation} {in_dtype.__name__}>{out_dtype.__name__} C {channels} exponents {in_top} {out_top}"
+        largest, equal = report(name, got, exact)
+        assert largest <= 1 and equal > 0.9999
+
+
+@pytest.mark.parametrize("shape", [(1, 197, 192), (192,), (2, 3, 4, 192), (0, 192)])
+def test_channel_lut_takes_any_rank(kernel, shape):
+    rng = np.random.default_rng(0)
+    _, constants = channel_lut(kernel, rng, "ChannelLutGelu", 0, I8, I8, 192, 3, 3)
+    everywhere(kernel, "ChannelLutGelu", random_codes(rng, I8, shape), constants, I8)
+
+
 @pytest.mark.parametrize("bits,r", list(itertools.product(range(4, 9), range(5))))
 def test_log_dequantize(kernel, bits, r):
     rng = np.random.default_rng(bits)

@@ -116,8 +116,8 @@ fn standard(op: &str) -> Option<Entry> {
 /// Our own operators.
 fn custom(op: &str) -> Option<Entry> {
     match op {
-        // x, table: the element type is the table's.
-        "Lut" | "LutGelu" | "LogDequantize" => entry(dtype::like1, ew::same),
+        // x, table, and rows a channel: the element type is the table's.
+        "Lut" | "LutGelu" | "ChannelLut" | "ChannelLutGelu" | "LogDequantize" => entry(dtype::like1, ew::same),
         "LogIntSoftmax" => entry(dtype::u8_, ew::same),
         "PtfLayerNorm" => entry(ptf_layer_norm, ew::same),
         _ => None,

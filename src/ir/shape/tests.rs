@@ -197,10 +197,11 @@ fn custom_operators_take_the_table_type() {
     let table = b.init(Tensor::vector(&[0u8; 4]));
     let custom = |op: &str| NewOp::new(OpName::new(crate::ir::AI_VITQ, op), op);
     let lut = b.op(custom("LutGelu").input(x).input(table));
+    let channels = b.op(custom("ChannelLutGelu").input(x).input(table).input(table));
     let lis = b.op(custom("LogIntSoftmax").input(x).input(table));
     let norm = b.op(custom("PtfLayerNorm").input(x).input(table));
     let shapes = infer(&b.graph, 17);
-    for y in [lut, lis, norm] {
+    for y in [lut, channels, lis, norm] {
         assert_eq!(shapes.dtype(y), Some(DType::U8));
         assert_eq!(shapes.shape(y), shapes.shape(x));
     }

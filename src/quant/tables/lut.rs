@@ -1,5 +1,7 @@
 //! An elementwise function of a quantised tensor as a table.
 
+use std::collections::BTreeSet;
+
 use super::{Affine, CodeType, TableError, check_finite, check_positive};
 
 /// The activations that a model may hold, as functions of a real number.
@@ -101,6 +103,66 @@ pub fn activation_table(
     lut_table(|x| activation.eval(x), input, input_type, output, range)
 }
 
+/// The table of `ChannelLut` and `ChannelLutGelu`: a row for every pair of exponents that occurs, and the row of each channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelTables {
+    /// The rows one after another, each as [`lut_table`] makes it.
+    pub entries: Vec<i32>,
+    /// The number of rows, at least 1.
+    pub count: usize,
+    /// For each channel its row, in `0..count`.
+    pub rows: Vec<i32>,
+}
+
+/// log2 of the largest number of entries of a [`ChannelTables`]: 4096 rows for 8-bit codes, 16 for 16-bit codes.
+pub const CHANNEL_TABLE_BITS: u32 = 20;
+
+/// The tables of an [`Activation`] between codes with power-of-two exponents a channel (PTF, arXiv 2111.13824, eq. 9): channel
+/// c reads `input.scale · 2^a · (code − zero point)` and writes in steps of `output.scale · 2^b`, with `(a, b)` its pair of
+/// exponents. Pairs are rows in ascending order. No exponents at all on one side mean 0 for every channel.
+///
+/// # Errors
+/// As [`lut_table`]; [`TableError::Parameter`] when both sides have exponents and differ in their number or neither has any;
+/// [`TableError::TooWide`] when the rows have more than 2^[`CHANNEL_TABLE_BITS`] entries together.
+pub fn channel_tables(
+    activation: Activation,
+    (input, input_exponents): (Affine, &[u8]),
+    input_type: CodeType,
+    (output, output_exponents): (Affine, &[u8]),
+    range: (i32, i32),
+) -> Result<ChannelTables, TableError> {
+    let channels = input_exponents.len().max(output_exponents.len());
+    let fits = |exponents: &[u8]| exponents.is_empty() || exponents.len() == channels;
+    if channels == 0 || !fits(input_exponents) || !fits(output_exponents) {
+        return Err(TableError::Parameter {
+            what: "the number of the output's exponents",
+            found: output_exponents.len() as f64,
+            needed: "the number of the input's, and above 0",
+        });
+    }
+    let of = |exponents: &[u8], channel: usize| exponents.get(channel).copied().unwrap_or(0);
+    let pairs: Vec<(u8, u8)> = (0..channels).map(|c| (of(input_exponents, c), of(output_exponents, c))).collect();
+    let distinct: Vec<(u8, u8)> = BTreeSet::from_iter(pairs.iter().copied()).into_iter().collect();
+    let (low, high) = input_type.range();
+    let bits = ((f64::from(high) - f64::from(low) + 1.0) * distinct.len() as f64).log2();
+    if bits > f64::from(CHANNEL_TABLE_BITS) {
+        return Err(TableError::TooWide {
+            what: "the number of the table's entries",
+            bits,
+            limit: CHANNEL_TABLE_BITS,
+            advice: "there is a row for each pair of an input's and an output's exponent: give the input codes of 8 bits, or one of the two a single scale",
+        });
+    }
+    let scaled = |side: Affine, exponent: u8| Affine { scale: side.scale * f64::from(exponent).exp2(), ..side };
+    let mut entries = Vec::new();
+    for &(a, b) in &distinct {
+        entries.extend(activation_table(activation, scaled(input, a), input_type, scaled(output, b), range)?);
+    }
+    // Every pair is among the distinct ones, of which there are at most 2^16.
+    let row = |pair| distinct.binary_search(pair).unwrap_or_default() as i32;
+    Ok(ChannelTables { entries, count: distinct.len(), rows: pairs.iter().map(row).collect() })
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -162,5 +224,63 @@ mod tests {
         let zero = Affine { scale: 0.0, zero_point: 0 };
         assert!(lut_table(|x| x, zero, CodeType::Uint8, a, (0, 255)).is_err());
         assert!(lut_table(|x| x, a, CodeType::Uint8, zero, (0, 255)).is_err());
+    }
+
+    /// The GELU by its Taylor series around 0, in f64: Φ(x) = 1/2 + φ(0) Σ (−1)^n x^(2n+1) / (2^n n! (2n+1)).
+    fn gelu_by_series(x: f64) -> f64 {
+        let (mut power, mut sum) = (x, x);
+        for n in 1..120 {
+            power *= -x * x / (2.0 * f64::from(n));
+            sum += power / f64::from(2 * n + 1);
+        }
+        x * (0.5 + sum / (2.0 * std::f64::consts::PI).sqrt())
+    }
+
+    #[test]
+    fn a_channel_reads_and_writes_in_its_own_steps() {
+        let (base_x, base_y) = (0.004, 0.003);
+        let (input, output) = (Affine { scale: base_x, zero_point: -20 }, Affine { scale: base_y, zero_point: 5 });
+        let (a, b) = ([0u8, 3, 0, 3, 1], [2u8, 0, 2, 1, 0]);
+        let t = channel_tables(Activation::Gelu, (input, &a), CodeType::Int8, (output, &b), (-128, 127)).unwrap();
+        // (0, 2), (1, 0), (3, 0), (3, 1)
+        assert_eq!((t.count, t.entries.len(), t.rows.as_slice()), (4, 4 * 256, &[0, 2, 0, 3, 1][..]));
+        for (c, &row) in t.rows.iter().enumerate() {
+            for code in -128i32..=127 {
+                let real = base_x * f64::from(1 << a[c]) * f64::from(code + 20);
+                let exact = (gelu_by_series(real) / (base_y * f64::from(1 << b[c])) + 5.0).clamp(-128.0, 127.0);
+                let y = t.entries[256 * row as usize + usize::from(code as i8 as u8)];
+                assert!((f64::from(y) - exact).abs() <= 0.500_001, "channel {c} code {code}: {y} {exact}");
+            }
+        }
+    }
+
+    #[test]
+    fn exponents_on_one_side_are_enough() {
+        let side = Affine { scale: 0.02, zero_point: 0 };
+        let make = |a: &[u8], b: &[u8]| channel_tables(Activation::Tanh, (side, a), CodeType::Uint8, (side, b), (0, 255));
+        assert_eq!(make(&[1, 0, 1], &[]).unwrap(), make(&[1, 0, 1], &[0, 0, 0]).unwrap());
+        assert_eq!(make(&[], &[4, 0]).unwrap(), make(&[0, 0], &[4, 0]).unwrap());
+        assert_eq!(make(&[], &[4, 0]).unwrap().rows, [1, 0]);
+        let single = make(&[0, 0], &[]).unwrap();
+        assert_eq!((single.count, single.rows.as_slice()), (1, &[0, 0][..]));
+        assert_eq!(single.entries, activation_table(Activation::Tanh, side, CodeType::Uint8, side, (0, 255)).unwrap());
+        assert!(make(&[], &[]).is_err() && make(&[0, 1], &[0]).is_err() && make(&[0], &[0, 1]).is_err());
+    }
+
+    #[test]
+    fn sixteen_bits_have_sixteen_rows() {
+        let side = Affine { scale: 1e-4, zero_point: 0 };
+        let make = |n: u8, input_type| {
+            let exponents: Vec<u8> = (0..n).collect();
+            let outputs: Vec<u8> = exponents.iter().map(|e| e / 12).collect();
+            let exponents: Vec<u8> = exponents.iter().map(|e| e % 12).collect();
+            channel_tables(Activation::Relu, (side, &exponents), input_type, (side, &outputs), (-128, 127))
+        };
+        assert_eq!(make(16, CodeType::Int16).unwrap().count, 16);
+        assert_eq!(make(17, CodeType::Int8).unwrap().count, 17);
+        for wide in [CodeType::Int16, CodeType::Uint16] {
+            let text = make(17, wide).unwrap_err().to_string();
+            assert!(text.contains("2^20") && text.contains("8 bits"), "{text}");
+        }
     }
 }

@@ -1,8 +1,10 @@
-//! `Lut`, `LutGelu` and `LogDequantize`: a table read by the bits of a code.
+//! `Lut`, `LutGelu` and `LogDequantize`: a table read by the bits of a code. `ChannelLut` and `ChannelLutGelu`: one of several
+//! tables for each channel.
 
-use super::{Code, KernelError};
+use super::{Code, KernelError, check_range};
 
 const OP: &str = "Lut";
+const CHANNEL_OP: &str = "ChannelLut";
 
 /// `y[i] = table[bits of x[i]]`, elementwise.
 ///
@@ -39,6 +41,37 @@ pub fn lookup<X: Code, Y: Copy>(x: &[X], table: &[Y]) -> Result<Vec<Y>, KernelEr
         .collect()
 }
 
+/// `y[.., c] = table[rows[c]][bits of x[.., c]]`: a table of several rows, and for each channel (the last axis) the row that
+/// serves it.
+///
+/// `table` is R rows of `2^bits` entries, `bits` those of the code's type, one after another, each in the order of [`lookup`].
+/// `rows` has an entry in `0..R` for each channel, and `x` is any number of times as long as `rows`. Channels whose codes mean
+/// the same real numbers share a row, so that R counts meanings and not channels.
+///
+/// # Errors
+/// [`KernelError::Length`] for a table that is not whole rows, no channel, or an `x` that is not whole channels;
+/// [`KernelError::Range`] for a row that the table does not have.
+pub fn lookup_by_channel<X: Code, Y: Copy>(x: &[X], table: &[Y], rows: &[i32]) -> Result<Vec<Y>, KernelError> {
+    let length = |input, found, expected| Err(KernelError::Length { op: CHANNEL_OP, input, found, expected });
+    if table.is_empty() || !table.len().is_multiple_of(X::COUNT) {
+        return length("table", table.len(), format!("a multiple of {}", X::COUNT));
+    }
+    if rows.is_empty() {
+        return length("rows", 0, "one for each channel".to_owned());
+    }
+    if !x.len().is_multiple_of(rows.len()) {
+        return length("x", x.len(), format!("a multiple of the {} channels", rows.len()));
+    }
+    let tables: Vec<&[Y]> = table.chunks_exact(X::COUNT).collect();
+    let last = i64::try_from(tables.len()).unwrap_or(i64::MAX) - 1;
+    let by_channel: Vec<&[Y]> = rows
+        .iter()
+        .map(|&row| check_range(CHANNEL_OP, "rows", i64::from(row), 0, last).map(|()| tables[row as usize]))
+        .collect::<Result<_, _>>()?;
+    // A row has an entry for every value of the type.
+    Ok(x.iter().zip(by_channel.iter().cycle()).map(|(code, table)| table[code.bits()]).collect())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -67,5 +100,41 @@ mod tests {
         assert!(lookup(&[0u8], &[0u8; 12]).is_err());
         assert!(lookup::<u8, u8>(&[], &[]).is_err());
         assert!(lookup(&[0u8], &[0u8; 512]).is_err());
+    }
+
+    #[test]
+    fn every_channel_reads_its_own_row() {
+        // Row r holds 1000 r + bits.
+        let table: Vec<u32> = (0..3).flat_map(|r| (0..256).map(move |k| 1000 * r + k)).collect();
+        let rows = [2, 0, 2, 1];
+        let x = [0i8, 1, -1, -128, 127, -2, 0, 5];
+        assert_eq!(lookup_by_channel(&x, &table, &rows).unwrap(), [2000, 1, 2255, 1128, 2127, 254, 2000, 1005]);
+        let wide: Vec<u32> = (0..2 * 65536).collect();
+        assert_eq!(lookup_by_channel(&[i16::MIN, -1, 0, 3], &wide, &[1, 0]).unwrap(), [98304, 65535, 65536, 3]);
+        assert!(lookup_by_channel::<u8, u32>(&[], &table, &rows).unwrap().is_empty());
+    }
+
+    #[test]
+    fn one_row_for_all_channels_is_a_lookup() {
+        let table: Vec<u16> = (0..256).map(|k| k * 7 % 251).collect();
+        let x: Vec<i8> = (-128..127).collect();
+        assert_eq!(lookup_by_channel(&x, &table, &[0, 0, 0]).unwrap(), lookup(&x, &table).unwrap());
+    }
+
+    #[test]
+    fn rows_and_lengths_that_do_not_fit_are_errors() {
+        let table = [0u8; 512];
+        let length = |r: Result<Vec<u8>, KernelError>, what: &str| {
+            assert!(matches!(&r, Err(KernelError::Length { input, .. }) if *input == what), "{r:?}");
+        };
+        length(lookup_by_channel(&[0i8], &table[..511], &[0]), "table");
+        length(lookup_by_channel(&[0i8], &[], &[0]), "table");
+        length(lookup_by_channel(&[0u16], &table, &[0]), "table");
+        length(lookup_by_channel(&[0i8], &table, &[]), "rows");
+        length(lookup_by_channel(&[0i8; 5], &table, &[0, 1]), "x");
+        for row in [-1, 2] {
+            let refused = lookup_by_channel(&[0i8; 2], &table, &[0, row]);
+            assert!(matches!(refused, Err(KernelError::Range { input: "rows", low: 0, high: 1, .. })), "{refused:?}");
+        }
     }
 }

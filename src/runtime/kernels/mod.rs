@@ -8,6 +8,7 @@
 //! | op | kernel | what it computes |
 //! | --- | --- | --- |
 //! | `Lut`, `LutGelu`, `LogDequantize` | [`lut::lookup`] | a table read by the bits of a code |
+//! | `ChannelLut`, `ChannelLutGelu` | [`lut::lookup_by_channel`] | a row of a table for each channel, read by the bits of a code |
 //! | `LogIntSoftmax` | [`log_softmax::log_int_softmax`] | softmax as a log2 code |
 //! | `PtfLayerNorm` | [`layer_norm::ptf_layer_norm`] | LayerNorm of codes with a power-of-two multiplier a channel |
 //! | – | [`requantize::Requantizer`] | int32 accumulator to code |

@@ -14,7 +14,8 @@ use super::{EngineError, convert};
 use crate::ir::{AI_ONNX, AI_VITQ, DType, Graph, NodeId, Tensor as Constant, Value};
 
 /// The operators of domain `ai.vitq` that are implemented here.
-pub(super) const VITQ_OPS: &[&str] = &["PtfLayerNorm", "LogIntSoftmax", "LogDequantize", "LutGelu", "Lut"];
+pub(super) const VITQ_OPS: &[&str] =
+    &["PtfLayerNorm", "LogIntSoftmax", "LogDequantize", "LutGelu", "Lut", "ChannelLutGelu", "ChannelLut"];
 
 /// An operator of ours and the values that it reads at run time.
 pub(super) struct Built {
@@ -37,6 +38,8 @@ pub(super) fn build(g: &Graph, id: NodeId) -> Result<Option<Built>, EngineError>
         (AI_VITQ, "LogDequantize") => vitq::table(&p, "LogDequantize")?,
         (AI_VITQ, "LutGelu") => vitq::table(&p, "LutGelu")?,
         (AI_VITQ, "Lut") => vitq::table(&p, "Lut")?,
+        (AI_VITQ, "ChannelLutGelu") => vitq::channel_table(&p, "ChannelLutGelu")?,
+        (AI_VITQ, "ChannelLut") => vitq::channel_table(&p, "ChannelLut")?,
         _ => return Ok(None),
     };
     Ok(Some(built))

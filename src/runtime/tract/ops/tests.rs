@@ -193,6 +193,14 @@ fn vitq_operators_run_on_the_kernels() {
     let lut = b.op(NewOp::new(OpName::new(AI_VITQ, "LutGelu"), "lut").input(q).input(t));
     let lut_want: Vec<f32> = codes.iter().map(|&c| f32::from(table[usize::from(c as u8)])).collect();
 
+    let tables: Vec<u16> = (0..512).map(|i| i * 31 % 509).collect();
+    let t = b.init("tables", Tensor::new(&[2, 256], &tables).unwrap());
+    let rows = [1, 0, 0, 1, 1, 0, 1, 0];
+    let r = b.init("rows", Tensor::vector(&rows));
+    let channel_lut = b.op(NewOp::new(OpName::new(AI_VITQ, "ChannelLutGelu"), "channel_lut").input(q).input(t).input(r));
+    let entry = |(i, &c): (usize, &i8)| f32::from(tables[256 * rows[i % 8] as usize + usize::from(c as u8)]);
+    let channel_want: Vec<f32> = codes.iter().enumerate().map(entry).collect();
+
     let exp: Vec<i32> = (0..256).map(|d| (f64::from(1 << 16) * (-f64::from(d) * 0.2).exp()).round() as i32).collect();
     let mantissa: Vec<i32> =
         (0..1024).map(|i| (f64::from(1 << 18) * (1.0 + (f64::from(i) + 0.5) / 1024.0).log2()).round() as i32).collect();
@@ -236,11 +244,12 @@ fn vitq_operators_run_on_the_kernels() {
     };
     let ln_want: Vec<f32> = ptf_layer_norm(&codes, &constants).unwrap().into_iter().map(f32::from).collect();
 
-    let (out, taps) = run(&b.model(&[lut, ld, ln]), &["lis_y"], &array(&[1, 2, 8], &xs));
+    let (out, taps) = run(&b.model(&[lut, ld, ln, channel_lut]), &["lis_y"], &array(&[1, 2, 8], &xs));
     assert_eq!(values(&out[0]), lut_want);
     assert_eq!(values(&taps["lis_y"]), lis_want);
     assert!(lis_want.iter().any(|&k| k != lis_want[0]));
     assert_eq!(values(&out[1]), lis_want.iter().map(|&k| reals[k as usize]).collect::<Vec<_>>());
     assert_eq!(values(&out[2]), ln_want);
     assert!(ln_want.iter().any(|&k| k != ln_want[0]));
+    assert_eq!(values(&out[3]), channel_want);
 }

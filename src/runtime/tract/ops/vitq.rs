@@ -4,9 +4,10 @@
 use tract_onnx::tract_hir::internal::*;
 
 use super::{Built, Params, elementwise, slice};
+use crate::runtime::kernels::Code;
 use crate::runtime::kernels::layer_norm::{PtfLayerNorm, ptf_layer_norm};
 use crate::runtime::kernels::log_softmax::{LogIntSoftmax, log_int_softmax};
-use crate::runtime::kernels::lut::lookup;
+use crate::runtime::kernels::lut::{lookup, lookup_by_channel};
 use crate::runtime::tract::{EngineError, convert};
 
 /// Runs `$body` with `$T` the Rust type of a code's element type.
@@ -87,6 +88,50 @@ pub(super) fn table(p: &Params<'_>, name: &'static str) -> Result<Built, EngineE
         return Err(p.malformed(format!("its table has {} axes instead of one", table.rank())));
     }
     Ok(elementwise(Table { name, table }, p.data(0)?, None, to))
+}
+
+/// `ChannelLut` and `ChannelLutGelu` over the last axis.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct ChannelTable {
+    name: &'static str,
+    table: Tensor,
+    rows: Vec<i32>,
+}
+
+impl Op for ChannelTable {
+    fn name(&self) -> StaticName {
+        self.name.into()
+    }
+    op_as_typed_op!();
+}
+
+impl EvalOp for ChannelTable {
+    op_out_of_plan!();
+    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let x = args_1!(inputs);
+        ensure!(x.shape().last() == Some(&self.rows.len()), "rows for {} channels in shape {:?}", self.rows.len(), x.shape());
+        with_code!(x.datum_type(), X => with_code!(self.table.datum_type(), Y => {
+            let (codes, table) = (slice::<X>(&x)?, slice::<Y>(&self.table)?);
+            ensure!(self.table.shape().last() == Some(&X::COUNT), "a table of shape {:?} for {:?}", self.table.shape(), x.datum_type());
+            output(x.shape(), &lookup_by_channel(codes, table, &self.rows)?)
+        }))
+    }
+}
+
+impl TypedOp for ChannelTable {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(self.table.datum_type().fact(inputs[0].shape.clone())))
+    }
+    as_op!();
+}
+
+pub(super) fn channel_table(p: &Params<'_>, name: &'static str) -> Result<Built, EngineError> {
+    let table = convert::tensor(&*p.constant(1)?, || p.g.describe(p.id))?;
+    let to = table.datum_type();
+    if table.rank() != 2 {
+        return Err(p.malformed(format!("its table has {} axes instead of two", table.rank())));
+    }
+    Ok(elementwise(ChannelTable { name, table, rows: p.integers(2)? }, p.data(0)?, None, to))
 }
 
 /// `LogIntSoftmax` over the last axis.

@@ -1,0 +1,38 @@
+//! The section `search`.
+
+use super::read::{Reader, Result};
+use super::schema::Search;
+use super::tree::{Key, Node, Value};
+
+const KEYS: [&str; 4] = ["clip", "ranges", "widen_to_db", "float_share"];
+
+impl Reader<'_> {
+    /// `search: {clip: true, ranges: true, widen_to_db: 22, float_share: 0.05}`; every key may be left out.
+    pub(super) fn search(&self, node: &Node) -> Result<Search> {
+        let mut search = Search::default();
+        for (key, value) in self.mapping(node, "the section `search`")? {
+            match key.name.as_str() {
+                "clip" => search.clip = self.boolean(key, value)?,
+                "ranges" => search.ranges = self.boolean(key, value)?,
+                "widen_to_db" if value.value == Value::Null => search.widen_to_db = None,
+                "widen_to_db" => search.widen_to_db = Some(self.number(key, value, 1.0, 60.0)?),
+                "float_share" => search.float_share = self.number(key, value, 0.0, 1.0)?,
+                _ => return Err(self.unknown_key(key, "key of search", &KEYS)),
+            }
+        }
+        Ok(search)
+    }
+
+    /// A number in [low, high].
+    fn number(&self, key: &Key, node: &Node, low: f64, high: f64) -> Result<f64> {
+        let value = match node.value {
+            Value::Int(v) => v as f64,
+            Value::Float(v) => v,
+            _ => f64::NAN,
+        };
+        if (low..=high).contains(&value) {
+            return Ok(value);
+        }
+        Err(self.wrong(node.line, &key.name, &format!("a number from {low} to {high}"), &node.value))
+    }
+}

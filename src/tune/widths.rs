@@ -1,0 +1,134 @@
+//! Where 8 bits do not hold: sites that are widened, or left in float, by the damage that they do.
+
+use std::collections::BTreeSet;
+
+use super::cost::Cost;
+use super::search::Damage;
+use crate::quant::plan::{Codes, FloatSite, Scheme, exponents_from_text, exponents_to_text};
+use crate::quant::{QuantPlan, SitePlan};
+
+/// A width that was changed, and why.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Widening {
+    /// The site's full name.
+    pub site: String,
+    /// Bits now; `None` for float.
+    pub bits: Option<u8>,
+    /// The share of all damage at the outputs that this site did alone, 0 to 1.
+    pub share: f64,
+}
+
+impl std::fmt::Display for Widening {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.bits {
+            Some(bits) => write!(f, "{bits} bits: with fewer it does {:.0} % of all damage at the outputs", self.share * 100.0),
+            None => write!(f, "float: in integers it does {:.0} % of all damage at the outputs", self.share * 100.0),
+        }
+    }
+}
+
+/// Exponents of a wider code give up this much: what they span, the additional bits do.
+const BITS_FROM_EXPONENTS: u8 = 4;
+
+/// The scheme of an activation with other bits over the same range; `None` for one that has no other width here.
+pub fn with_bits(scheme: &Scheme, bits: u8) -> Option<Scheme> {
+    let ratio = |from: u8| (f64::from((1u32 << from) - 1) / f64::from((1u32 << bits) - 1)) as f32;
+    match scheme {
+        Scheme::Affine { codes, scale, zero_point } => {
+            let new = Codes { bits, ..*codes };
+            let ((low, _), (new_low, new_high)) = (codes.range(), new.range());
+            let ratio = ratio(codes.bits);
+            let middle = |c: Codes| if c.signed { 0 } else { 1 << (c.bits - 1) };
+            // Symmetric stays symmetric; otherwise the lowest code keeps its meaning.
+            let zero = if *zero_point == middle(*codes) {
+                middle(new)
+            } else {
+                (f64::from(new_low) + f64::from(zero_point - low) / f64::from(ratio)).round_ties_even() as i32
+            };
+            Some(Scheme::Affine { codes: new, scale: scale * ratio, zero_point: zero.clamp(new_low, new_high) })
+        }
+        Scheme::Ptf { codes, scale, zero_point, exponents } => {
+            let more = bits.checked_sub(codes.bits)?;
+            let give = more.min(BITS_FROM_EXPONENTS);
+            let exponents: Vec<u8> = exponents_from_text(exponents)?.into_iter().map(|e| e.saturating_sub(give)).collect();
+            let scale = scale / f32::from(1u16 << (more - give));
+            Some(Scheme::Ptf {
+                codes: Codes { bits, ..*codes },
+                scale,
+                zero_point: zero_point << more,
+                exponents: exponents_to_text(&exponents),
+            })
+        }
+        Scheme::Weight { .. } | Scheme::Log2 { .. } => None,
+    }
+}
+
+/// Widens the sites that do most until what the others do is predicted to leave `goal_db`: the sum of their damage alone and
+/// of `rest`, that of everything that has no width to choose (the weights).
+pub fn widen(plan: &mut QuantPlan, damages: &[Damage], rest: f64, bits: u8, goal_db: f64) -> Vec<Widening> {
+    let all: f64 = damages.iter().map(|d| d.noise).sum::<f64>() + rest;
+    let goal = 10f64.powf(-goal_db / 10.0);
+    let mut order: Vec<&Damage> = damages.iter().collect();
+    order.sort_by(|a, b| b.noise.total_cmp(&a.noise));
+    let mut left = all;
+    let mut out = Vec::new();
+    for damage in order {
+        if left <= goal {
+            break;
+        }
+        let Some(site) = plan.sites.iter_mut().find(|s| s.name == damage.site && may_widen(s)) else { continue };
+        let Some(scheme) = with_bits(&site.scheme, bits).filter(|_| site.scheme.bits() < bits) else { continue };
+        site.scheme = scheme;
+        left -= damage.noise;
+        out.push(Widening { site: site.name.clone(), bits: Some(bits), share: damage.noise / all });
+    }
+    for widening in &out {
+        note(plan, &widening.site, &widening.to_string());
+    }
+    out
+}
+
+/// The integer softmax reads and writes codes of at most 8 bits.
+fn may_widen(site: &SitePlan) -> bool {
+    !matches!(site.site.site, crate::vit::Site::KvAct | crate::vit::Site::IntSoft)
+}
+
+/// Leaves sites in float for as long as that costs no more than `share` of the model's multiply-accumulates, those first that
+/// take most damage away for their cost. A site is worth it if its products' sites do at least `worth` of all damage.
+pub fn leave_in_float(plan: &mut QuantPlan, damages: &[Damage], cost: &Cost, share: f64, worth: f64) -> Vec<Widening> {
+    let all: f64 = damages.iter().map(|d| d.noise).sum();
+    let noise = |name: &String| damages.iter().find(|d| d.site == *name).map_or(0.0, |d| d.noise);
+    let mut allowed = (cost.macs() as f64 * share) as u64;
+    let mut out: Vec<Widening> = Vec::new();
+    let mut done: BTreeSet<String> = BTreeSet::new();
+    loop {
+        let groups = damages.iter().filter(|d| !done.contains(&d.site)).filter_map(|d| {
+            let (macs, sites) = cost.with(&d.site);
+            let gain: f64 = sites.iter().map(&noise).sum();
+            (macs > 0 && macs <= allowed && gain >= worth * all && sites.contains(&d.site)).then_some((gain, macs, sites))
+        });
+        let per_mac = |g: &(f64, u64, BTreeSet<String>)| g.0 / g.1 as f64;
+        let Some((_, macs, sites)) = groups.max_by(|a, b| per_mac(a).total_cmp(&per_mac(b))) else { break };
+        allowed -= macs;
+        for name in sites {
+            let Some(at) = plan.sites.iter().position(|s| s.name == name) else { continue };
+            let site = plan.sites.remove(at);
+            let weights = site.site.weight;
+            let widening = Widening { site: name.clone(), bits: None, share: noise(&name) / all };
+            let reason = if weights { "what it multiplies stays in float".to_owned() } else { widening.to_string() };
+            plan.float.push(FloatSite { name: name.clone(), site: site.site.site, reason });
+            if !weights {
+                out.push(widening);
+            }
+            done.insert(name);
+        }
+    }
+    out
+}
+
+/// Adds a note to a site of a plan.
+pub fn note(plan: &mut QuantPlan, site: &str, text: &str) {
+    if let Some(site) = plan.sites.iter_mut().find(|s| s.name == site) {
+        site.note = Some(site.note.take().map_or(text.to_owned(), |known| format!("{known}; {text}")));
+    }
+}
