@@ -216,7 +216,12 @@ fn summarise(args: &Args, made: &Made, clock: Clock) -> CompileSummary {
             notes: r.notes.clone(),
         },
         notes: {
-            made.found.notes().into_iter().chain(pipeline::unknown_names(source, &made.config)).chain(made.skipped.clone()).collect()
+            made.found
+                .notes()
+                .into_iter()
+                .chain(pipeline::unknown_names(source, &made.config))
+                .chain(made.skipped.clone())
+                .collect()
         },
         quality: Quality {
             samples: made.evaluation.samples,

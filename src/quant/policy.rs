@@ -145,7 +145,8 @@ fn activation(
     if !target.quantises_carriers(site.site) {
         site_ref.values.truncate(1);
     }
-    let ptf = cfg.method == Method::Ptf && ptf_possible(site, facts.multiplied.contains(&name), cfg.is_given(Key::Method), target, &mut notes);
+    let ptf = cfg.method == Method::Ptf
+        && ptf_possible(site, facts.multiplied.contains(&name), cfg.is_given(Key::Method), target, &mut notes);
     if ptf && !codes.signed && matches!(site.site, Site::Norm1 | Site::Norm2 | Site::MlpAct | Site::Norm) {
         // onnxruntime fuses an unsigned DequantizeLinear with the MatMul that reads it, and then refuses a zero point a channel.
         codes.signed = true;
