@@ -168,7 +168,7 @@ impl Adjust<'_> {
             rounded.and_then(|t| t.to_f32().map_err(|e| e.to_string())).map_err(|e| self.misfit(e))?
         };
         if let Some(bias) = job.bias() {
-            let new = bias::corrected(&floats(bias), &weights, &kept, &seen.mean());
+            let new = bias::corrected(&floats(bias), &weights, &kept, seen.mean());
             out.constants.insert(bias.to_owned(), tensor(&[*outputs], &new)?);
         }
         out.constants.insert(name.clone(), tensor(&[*inputs, *outputs], &kept)?);

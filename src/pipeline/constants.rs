@@ -131,7 +131,7 @@ mod tests {
         let refused = |file: &ConstantsFile| {
             let source = fixture();
             let plan = plan(&source, Some(file.clone()));
-            with_plan_constants(source, &plan, &at).err().expect("refused").to_string()
+            with_plan_constants(source, &plan, &at).expect_err("refused").to_string()
         };
         let elsewhere = ConstantsFile { file: "../m.plan.constants.npz".to_owned(), ..file.clone() };
         assert!(refused(&elsewhere).contains("in its own folder"), "{}", refused(&elsewhere));
