@@ -7,8 +7,10 @@
 //! Each step takes what the one before it gave, or what a file of it holds; nothing here prints. The one decision made here needs
 //! the whole way: [`ClipSearch`] compares plans by what the lowered models compute.
 
+mod adjust;
 mod calibrate;
 mod clip;
+mod constants;
 mod error;
 mod evaluate;
 mod load;
@@ -18,8 +20,10 @@ mod samples;
 mod search;
 mod tune;
 
+pub use adjust::{Adjust, Adjusted, asks_to_adjust};
 pub use calibrate::{Calibration, Kept, calibrate, engine_of};
 pub use clip::{Clip, ClipSearch, Clipped};
+pub use constants::{constants_path, with_plan_constants, write_constants};
 pub use error::PipelineError;
 pub use evaluate::{Evaluation, SampleOutputs, evaluate, evaluate_kept, forward, is_quantised, runnable, top};
 pub use load::{Source, digest, encoded_bytes, file_bytes, load, op_counts, read};

@@ -295,6 +295,35 @@ fn stages_and_threads_give_the_same_bytes() {
     }
 }
 
+/// A plan with constants beside it lowers to other weights than one without, and to nothing when they are gone or changed.
+#[test]
+fn a_plan_is_lowered_with_its_constants() {
+    use vitq::ir::Tensor;
+    let b = Bench::new();
+    b.compile("integer", "1.onnx", &["--effort", "fast", "--save-plan", "@/m.plan.json"]);
+    let plan = vitq::pipeline::read_plan(&b.path("m.plan.json")).unwrap();
+    let source = vitq::pipeline::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join(VIT)).unwrap();
+    let halved = |t: &Tensor| Tensor::new(&t.shape, &t.to_f32().unwrap().iter().map(|x| x / 2.0).collect::<Vec<_>>()).unwrap();
+    let constants = source.facts().constants.iter().map(|(name, t)| (name.clone(), halved(t))).collect();
+    let path = vitq::pipeline::constants_path(&b.path("m.plan.json"));
+    let file = vitq::pipeline::write_constants(&constants, &path).unwrap();
+    let plan = vitq::quant::QuantPlan { constants: Some(file), ..plan };
+    vitq::pipeline::write_plan(&plan, &b.path("m.plan.json")).unwrap();
+    let lower = ["lower", VIT, "--plan", "@/m.plan.json", "-o", "@/2.onnx"];
+    b.ok(&lower);
+    let expected = vitq::pipeline::lower(&source.with_constants(constants).unwrap(), &plan).unwrap().0;
+    let written = vitq::pipeline::read(&b.path("2.onnx")).unwrap();
+    assert_eq!(vitq::pipeline::digest(&written), vitq::pipeline::digest(&expected));
+    assert!(b.bytes("1.onnx") != b.bytes("2.onnx"));
+    std::fs::remove_file(b.path("2.onnx")).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[200] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    assert!(b.fails(&lower).contains("their digests differ"));
+    std::fs::remove_file(&path).unwrap();
+    assert!(b.fails(&lower).contains("m.plan.constants.npz cannot be used"));
+}
+
 fn json(text: &str) -> serde_json::Value {
     serde_json::from_str(text).unwrap()
 }

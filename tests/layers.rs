@@ -16,11 +16,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("data", &["fs"]),
     ("simd", &[]),
     ("calib", &["simd"]),
-    ("quant", &["calib", "config::schema", "ir::Tensor", "vit::site"]),
+    ("quant", &["calib", "config::schema", "ir::Tensor", "simd", "vit::site"]),
     ("lower", &["ir", "quant::plan", "quant::tables"]),
     ("runtime::kernels", &[]),
     ("runtime::tract", &["ir", "onnx", "runtime::kernels", "calib", "simd"]),
     ("report", &["ir", "quant", "vit"]),
+    ("tune", &["calib", "ir", "quant", "runtime::tract", "simd", "vit"]),
     ("pipeline", &[""]),
     ("cli", &[""]),
 ];

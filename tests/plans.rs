@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use vitq::calib::run::{Failure, Forward, ForwardSession, Named, OnValue};
 use vitq::calib::{Digest, SampleSource, calibrate};
 use vitq::config::load::parse;
-use vitq::quant::plan::exponents_to_text;
+use vitq::quant::plan::{ConstantsFile, exponents_to_text};
 use vitq::quant::{Codes, FloatSite, ModelFacts, PlanError, QuantPlan, Scheme, SitePlan, Target, make_plan, recordings};
 use vitq::vit::{Site, SiteRef};
 
@@ -179,11 +179,14 @@ fn any_plan() -> impl Strategy<Value = QuantPlan> {
     let float =
         (".*", prop::sample::select(Site::ALL.to_vec()), ".*").prop_map(|(name, site, reason)| FloatSite { name, site, reason });
     let lists = (prop::collection::vec(any_site(), 0..6), prop::collection::vec(float, 0..3));
-    ("[0-9a-f]{64}", target, ".*", lists).prop_map(|(model, target, config, (sites, float))| QuantPlan {
+    let file = (".*", "[0-9a-f]{64}").prop_map(|(file, sha256)| ConstantsFile { file, sha256 });
+    let constants = prop::option::of(file);
+    ("[0-9a-f]{64}", target, ".*", constants, lists).prop_map(|(model, target, config, constants, (sites, float))| QuantPlan {
         version: 1,
         model,
         target,
         config,
+        constants,
         sites,
         float,
     })
@@ -217,6 +220,7 @@ fn empty() -> QuantPlan {
         model: "ab".repeat(32),
         target: Target::Integer,
         config: "int8".to_owned(),
+        constants: None,
         sites: vec![],
         float: vec![],
     }

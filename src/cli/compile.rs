@@ -1,5 +1,6 @@
 //! `vitq compile`: calibrate, plan and lower in one go.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -12,8 +13,9 @@ use super::progress::Bar;
 use super::terminal::{Terminal, json};
 use crate::config::Config;
 use crate::fs::write_atomic;
-use crate::ir::Model;
+use crate::ir::{Model, Tensor};
 use crate::lower::LowerReport;
+use crate::quant::QuantPlan;
 use crate::pipeline::{self, Evaluation, Feed, Found, Kept, PipelineError, Samples, Source};
 use crate::report::summary::{CompileSummary, Lowered, Phase, Quality, adjusted, left_in_float, quantised, searched};
 
@@ -93,6 +95,9 @@ struct Made {
     source: Source,
     config: Config,
     found: Found,
+    /// Constants that are others than the model's, and what could not be done about some.
+    constants: BTreeMap<String, Tensor>,
+    notes: Vec<String>,
     model: Model,
     report: LowerReport,
     samples: usize,
@@ -113,6 +118,9 @@ pub(super) fn run(args: Args, terminal: &Terminal) -> Result<(), CliError> {
         pipeline::write_stats(&made.found.stats, path)?;
     }
     if let Some(path) = &args.save_plan {
+        if !made.constants.is_empty() {
+            made.found.plan.constants = Some(pipeline::write_constants(&made.constants, &pipeline::constants_path(path))?);
+        }
         pipeline::write_plan(&made.found.plan, path)?;
     }
     clock.end("write");
@@ -146,6 +154,7 @@ fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, Cli
     let target = args.target.target.into();
     let plan = pipeline::plan(&source, &stats, &config, target)?;
     clock.end("plan");
+    let (mut notes, mut constants) = (Vec::new(), BTreeMap::new());
     let found = if args.effort.searches() {
         let search = pipeline::Search {
             source: &source,
@@ -162,6 +171,19 @@ fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, Cli
     } else {
         Found::unsearched(stats, plan)
     };
+    let adjusted = adjust(args, terminal, &source, &config, &feed, &samples, &found.plan)?;
+    let mut found = found;
+    let source = match adjusted {
+        Some(a) => {
+            clock.end("adjust");
+            found.plan = a.plan;
+            notes = a.notes;
+            let adjusted = source.with_constants(a.constants.clone())?;
+            constants = a.constants;
+            adjusted
+        }
+        None => source,
+    };
     let plan = &found.plan;
     let against = pipeline::violations(&source, &config, plan);
     if args.target.strict && !against.is_empty() {
@@ -172,7 +194,29 @@ fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, Cli
     let evaluation = compare(args, terminal, &model, &kept, &feed, &samples)?;
     clock.end("evaluate");
     let samples = found.stats.samples().len() * samples.batch();
-    Ok(Made { source, config, found, model, report, samples, skipped, evaluation })
+    Ok(Made { source, config, found, constants, notes, model, report, samples, skipped, evaluation })
+}
+
+/// Weights and biases by what they compute, where the configuration asks for that.
+fn adjust(
+    args: &Args,
+    terminal: &Terminal,
+    source: &Source,
+    config: &Config,
+    feed: &Feed,
+    samples: &Samples,
+    plan: &QuantPlan,
+) -> Result<Option<pipeline::Adjusted>, CliError> {
+    /// Samples that second moments are taken of.
+    const MOMENTS_OF: usize = 64;
+    if !pipeline::asks_to_adjust(config, plan) {
+        return Ok(None);
+    }
+    let inputs = pipeline::first_samples(samples, MOMENTS_OF)?;
+    let options = &feed.engine_options();
+    let progress = &Bar::new(terminal, "rounding weights");
+    let threads = args.threads.count();
+    Ok(Some(pipeline::Adjust { source, config, options, inputs: &inputs, threads, progress }.run(plan)?))
 }
 
 /// The emitted model in the executor against the float model's kept outputs, on the first calibration samples.
@@ -216,7 +260,10 @@ fn summarise(args: &Args, made: &Made, clock: Clock) -> CompileSummary {
             custom_ops: r.custom_ops,
             notes: r.notes.clone(),
         },
-        notes: pipeline::unknown_names(source, &made.config).into_iter().chain(made.skipped.clone()).collect(),
+        notes: {
+            let unknown = pipeline::unknown_names(source, &made.config).into_iter();
+            unknown.chain(made.notes.clone()).chain(made.skipped.clone()).collect()
+        },
         quality: Quality {
             samples: made.evaluation.samples,
             of: made.samples,

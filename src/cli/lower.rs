@@ -32,8 +32,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
     check_outputs(&[&args.model, &args.plan], &[&args.output.output])?;
-    let source = pipeline::load(&args.model)?;
     let plan = pipeline::read_plan(&args.plan)?;
+    let source = pipeline::with_plan_constants(pipeline::load(&args.model)?, &plan, &args.plan)?;
     let (mut model, report) = pipeline::lower(&source, &plan)?;
     emit(&args.model, &mut model, &args.output)?;
     report.notes.iter().for_each(|n| terminal.note(n));

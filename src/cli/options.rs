@@ -81,7 +81,7 @@ impl Calibration {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Quantisation")]
 pub(super) struct Configuration {
-    /// A preset (int8, fqvit, seed), a YAML file, or a folder of YAML files
+    /// A preset (int8, int8-attn4, mixed, w4a8, w6a6, w4a4, fqvit, seed), a YAML file, or a folder of YAML files
     #[arg(long, value_name = "PRESET|FILE|DIR", default_value = "int8", value_hint = ValueHint::AnyPath)]
     config: String,
 }

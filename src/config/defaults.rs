@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::schema::{CalibrationMode, Method, Observer, SiteConfig, WEIGHTS};
+use super::schema::{CalibrationMode, Method, Observer, Rounding, SiteConfig, WEIGHTS};
 
 /// The built-in default of a site: 8 bits; weights symmetric with one scale for each output channel, activations affine
 /// with one scale, the residual stream and what is added to it PTF, the softmax Log2. Ranges are those of the smallest and
@@ -23,6 +23,8 @@ pub(super) fn built_in(site: &str) -> SiteConfig {
         // FQ-ViT has 3; the residual stream of augreg ViTs spans more powers of two than that.
         max_exponent: 7,
         ptf_search: true,
+        weight_rounding: Rounding::Nearest,
+        bias_correction: false,
         float: false,
         sources: BTreeMap::new(),
     };

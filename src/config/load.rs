@@ -13,10 +13,13 @@ use super::schema::{ATTN_LAYER, Config, EXTRA_LAYER, LAYERS, RESIDUAL_LAYER};
 use super::tree::{Key, Node, Value};
 
 /// The embedded presets as `(name, text)`, the default one first.
-pub const PRESETS: [(&str, &str); 5] = [
+pub const PRESETS: [(&str, &str); 8] = [
     ("int8", include_str!("../../configs/int8.yaml")),
     ("int8-attn4", include_str!("../../configs/int8-attn4.yaml")),
     ("mixed", include_str!("../../configs/mixed.yaml")),
+    ("w4a8", include_str!("../../configs/w4a8.yaml")),
+    ("w6a6", include_str!("../../configs/w6a6.yaml")),
+    ("w4a4", include_str!("../../configs/w4a4.yaml")),
     ("fqvit", include_str!("../../configs/fqvit.yaml")),
     ("seed", include_str!("../../configs/seed.yaml")),
 ];
@@ -59,7 +62,7 @@ pub fn load(name: &str) -> Result<Config, ConfigError> {
     parse(name, &read_text(path)?)
 }
 
-/// An embedded preset: `int8` (ours, the default), `fqvit` (FQ-ViT's published method) or `seed`; `None` for any other
+/// An embedded preset: `int8` (the default), `w4a8`, `w6a6`, `w4a4` (fewer bits), `fqvit` (FQ-ViT's published method) or `seed`; `None` for any other
 /// name.
 pub fn preset(name: &str) -> Option<Result<Config, ConfigError>> {
     PRESETS.iter().find(|(n, _)| *n == name).map(|(n, text)| parse(n, text))

@@ -2,12 +2,12 @@
 
 use super::error::{ConfigError, did_you_mean};
 use super::schema::{
-    CalibrationMode, Config, Entry, Method, OUTSIDE_BLOCKS, Observer, SECTIONS, SITES, Section, WEIGHTS, section_of,
+    CalibrationMode, Config, Entry, Method, OUTSIDE_BLOCKS, Observer, Rounding, SECTIONS, SITES, Section, WEIGHTS, section_of,
 };
 use super::tree::{Key, Node, Value};
 
 /// Keys of an entry.
-const ENTRY_KEYS: [&str; 13] = [
+const ENTRY_KEYS: [&str; 15] = [
     "calibration_mode",
     "bit_type",
     "observer_type",
@@ -20,6 +20,8 @@ const ENTRY_KEYS: [&str; 13] = [
     "log2_fraction_bits",
     "max_exponent",
     "ptf_search",
+    "weight_rounding",
+    "bias_correction",
     "float",
 ];
 /// Keys of a `bit_type`.
@@ -220,6 +222,14 @@ impl<'a> Reader<'a> {
                 "log2_fraction_bits" => e.log2_fraction_bits = Some(self.integer(key, value, 0, 4)?),
                 "max_exponent" => e.max_exponent = Some(self.integer(key, value, 0, 15)?),
                 "ptf_search" => e.ptf_search = Some(self.boolean(key, value)?),
+                "weight_rounding" => {
+                    self.check_weights(key, place)?;
+                    e.weight_rounding = Some(self.choice(value, "weight rounding", &Rounding::NAMES)?);
+                }
+                "bias_correction" => {
+                    self.check_weights(key, place)?;
+                    e.bias_correction = Some(self.boolean(key, value)?);
+                }
                 "float" => e.float = Some(self.boolean(key, value)?),
                 "output_quant_enable" => {
                     let on = self.boolean(key, value)?;
@@ -276,6 +286,17 @@ impl<'a> Reader<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Refuses a key of weights in the entry of an activation; in a default it applies to the weights.
+    fn check_weights(&self, key: &Key, place: Place<'_>) -> Result<()> {
+        match place {
+            Place::Site(site) if !WEIGHTS.contains(&site) => Err(self.error(
+                key.line,
+                format!("`{}` is for weights ({}), so `{site}` cannot have it: remove it.", key.name, WEIGHTS.join(", ")),
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn check_method(&mut self, method: Method, line: u64, place: Place<'_>) -> Result<()> {
@@ -398,6 +419,8 @@ fn over(base: &Entry, top: &Entry) -> Entry {
         log2_fraction_bits: top.log2_fraction_bits.or(base.log2_fraction_bits),
         max_exponent: top.max_exponent.or(base.max_exponent),
         ptf_search: top.ptf_search.or(base.ptf_search),
+        weight_rounding: top.weight_rounding.or(base.weight_rounding),
+        bias_correction: top.bias_correction.or(base.bias_correction),
         float,
         output_quant_enable: top.output_quant_enable.or(base.output_quant_enable),
     }

@@ -103,6 +103,22 @@ pub enum Method {
     Ptf,
 }
 
+/// How weights become codes (`weight_rounding`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rounding {
+    /// Each to the nearest code.
+    Nearest,
+    /// So that the errors of one input channel make up for those of others (GPTQ, arXiv 2210.17323), on scales searched for the
+    /// same error. Weights of Linears; others are rounded to nearest.
+    Gptq,
+}
+
+impl Rounding {
+    /// Every way of rounding by its name in the file.
+    pub const NAMES: [(&'static str, Self); 2] = [("nearest", Self::Nearest), ("gptq", Self::Gptq)];
+}
+
 impl CalibrationMode {
     /// Every mode by its name in the file.
     pub const NAMES: [(&'static str, Self); 2] = [("layer_wise", Self::LayerWise), ("channel_wise", Self::ChannelWise)];
@@ -164,6 +180,10 @@ pub enum Key {
     PtfSearch,
     /// `max_exponent`
     MaxExponent,
+    /// `weight_rounding`
+    WeightRounding,
+    /// `bias_correction`
+    BiasCorrection,
     /// `float`
     Float,
 }
@@ -224,6 +244,12 @@ pub struct Entry {
     /// `max_exponent`, 0 to 15.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_exponent: Option<u8>,
+    /// `weight_rounding`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_rounding: Option<Rounding>,
+    /// `bias_correction`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bias_correction: Option<bool>,
     /// `float`; for an activation also the opposite of `output_quant_enable`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub float: Option<bool>,
@@ -317,6 +343,10 @@ pub struct SiteConfig {
     /// Whether [`Method::Ptf`] searches base and zero point for the least squared error; otherwise they are those of the
     /// tensor's range, as published.
     pub ptf_search: bool,
+    /// How weights become codes; nothing to an activation.
+    pub weight_rounding: Rounding,
+    /// Whether the bias of a Linear makes up for what quantisation does to its mean output; nothing to an activation.
+    pub bias_correction: bool,
     /// Whether the site stays in float.
     pub float: bool,
     /// Where each value comes from; a key that is missing has its built-in default.
@@ -356,6 +386,9 @@ impl SiteConfig {
         take!(log2_fraction_bits, Log2FractionBits, entry.log2_fraction_bits);
         take!(ptf_search, PtfSearch, entry.ptf_search);
         take!(max_exponent, MaxExponent, entry.max_exponent);
+        let weight = WEIGHTS.contains(&site);
+        take!(weight_rounding, WeightRounding, entry.weight_rounding.filter(|_| weight));
+        take!(bias_correction, BiasCorrection, entry.bias_correction.filter(|_| weight));
         let disabled = entry.output_quant_enable.filter(|_| !WEIGHTS.contains(&site)).map(|on| !on);
         take!(float, Float, entry.float.or(disabled));
     }

@@ -94,7 +94,7 @@ impl Source {
         Ok(Source {
             path: self.path.clone(),
             model,
-            canon: CanonReport::default(),
+            canon: self.canon.clone(),
             vit: self.vit.clone(),
             bytes: self.bytes,
             ops: self.ops.clone(),

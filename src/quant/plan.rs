@@ -156,6 +156,15 @@ pub struct FloatSite {
     pub reason: String,
 }
 
+/// A file of constants that a plan belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ConstantsFile {
+    /// Its name, in the plan's folder.
+    pub file: String,
+    /// SHA-256 of its bytes, in hexadecimal.
+    pub sha256: String,
+}
+
 /// Every decision about one model.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct QuantPlan {
@@ -167,6 +176,10 @@ pub struct QuantPlan {
     pub target: Target,
     /// The preset's name or the configuration's path.
     pub config: String,
+    /// Weights and biases that take the place of the model's own, an `.npz` by their names: those that error-compensated rounding
+    /// and bias correction changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub constants: Option<ConstantsFile>,
     /// Quantised sites, in the order of the data flow.
     pub sites: Vec<SitePlan>,
     /// Sites left in float, with the reason.
@@ -191,6 +204,16 @@ pub enum PlanError {
         place: String,
         /// The file's.
         found: u32,
+    },
+    /// The plan's constants are not those that it was made with.
+    #[error(
+        "the plan's weights in {place} cannot be used: {what}; keep the file as it was written with the plan, or compile again"
+    )]
+    Constants {
+        /// The file.
+        place: String,
+        /// What is wrong.
+        what: String,
     },
     /// The plan was made for another model.
     #[error(

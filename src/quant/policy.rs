@@ -91,6 +91,7 @@ pub fn make_plan(facts: &ModelFacts, stats: &Stats, config: &Config, target: Tar
         model: facts.digest.clone(),
         target,
         config: config.name.clone(),
+        constants: None,
         sites: Vec::new(),
         float: Vec::new(),
     };

@@ -2,9 +2,15 @@
 //!
 //! [`objective`] simulates a plan; [`damage`] measures what one site does alone; [`search`] changes ranges ([`range`]) and
 //! [`widths`] the bits of the sites that do most, within what their products [`cost`].
+//!
+//! Weights: the moments ([`gram`]) of what every [`linear`] layer reads decide how [`gptq`] rounds and what goes into the [`bias`].
 
+pub mod bias;
 pub mod cost;
 pub mod damage;
+pub mod gptq;
+pub mod gram;
+pub mod linear;
 pub mod objective;
 pub mod range;
 pub mod search;

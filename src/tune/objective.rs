@@ -1,9 +1,9 @@
 //! What a quantised model computes, and how far that is from the float model at its outputs, without lowering it: the float
 //! model runs in the executor, and every site goes through its codes on the way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::calib::run::Named;
 use crate::ir::{Graph, Model, Tensor};
@@ -61,6 +61,8 @@ pub struct Objective {
     inputs: Vec<Named>,
     sites: BTreeMap<String, Vec<usize>>,
     taps: usize,
+    /// How many values are watched; their taps follow those of the sites.
+    watched: usize,
     threads: usize,
 }
 
@@ -83,6 +85,21 @@ impl Objective {
         options: &EngineOptions,
         threads: usize,
     ) -> Result<Objective, EngineError> {
+        Objective::watching(model, sites, &[], inputs, options, threads)
+    }
+
+    /// The same, with values by name that [`watch`](Objective::watch) shows as the sites' codes leave them.
+    ///
+    /// # Errors
+    /// As [`Objective::new`].
+    pub fn watching(
+        model: &Model,
+        sites: &[SiteRef],
+        watched: &[String],
+        inputs: Vec<Named>,
+        options: &EngineOptions,
+        threads: usize,
+    ) -> Result<Objective, EngineError> {
         let mut taps: Vec<String> = Vec::new();
         let mut of_sites = BTreeMap::new();
         for site in sites.iter().filter(|s| !s.weight) {
@@ -90,9 +107,11 @@ impl Objective {
             of_sites.insert(site.full_name(), (taps.len()..taps.len() + values.len()).collect());
             taps.extend(values.into_iter().cloned());
         }
+        let sites = taps.len();
+        taps.extend_from_slice(watched);
         let engine = Engine::new(model, &taps, options)?;
         let schedule = engine.schedule(taps.len());
-        Ok(Objective { engine, schedule, inputs, sites: of_sites, taps: taps.len(), threads })
+        Ok(Objective { engine, schedule, inputs, sites: of_sites, taps: sites, watched: watched.len(), threads })
     }
 
     /// Everything in float.
@@ -179,6 +198,53 @@ impl Objective {
             let end = s.resume(&from.snapshots[i], &self.schedule, None, &mut |t, shape, x| change(assignment, t, shape, x))?;
             Ok(s.outputs(&end)?.concat())
         })
+    }
+
+    /// The watched values of every sample: `see` makes something of each (its number, shape and elements), and `take` gets what
+    /// came of a sample, by number, one sample after the other in their order. It runs from a prefix, before which the assignment
+    /// is as it was when that was made, and no further than these values need.
+    ///
+    /// # Errors
+    /// When an operator fails.
+    pub fn watch<T: Send>(
+        &self,
+        from: &Prefix,
+        assignment: &Assignment,
+        watched: &BTreeSet<usize>,
+        see: impl Fn(usize, &[usize], &[f32]) -> T + Sync,
+        take: impl FnMut(Vec<(usize, T)>) + Send,
+    ) -> Result<(), EngineError> {
+        let taps: Vec<usize> = watched.iter().map(|w| self.taps + w).collect();
+        let until = self.schedule.cut_after(&taps);
+        let turn = Mutex::new((0usize, take));
+        let next = Condvar::new();
+        self.each(|s, i| {
+            let mut seen = Vec::new();
+            let mut on_change = |t: usize, shape: &[usize], x: &mut [f32]| {
+                change(assignment, t, shape, x);
+                if taps.contains(&t) {
+                    seen.push((t - self.taps, see(t - self.taps, shape, x)));
+                }
+            };
+            let run = s.resume(&from.snapshots[i], &self.schedule, until, &mut on_change);
+            // Sums of floats depend on their order.
+            let mut turn = next
+                .wait_while(turn.lock().unwrap_or_else(PoisonError::into_inner), |t| t.0 != i)
+                .unwrap_or_else(PoisonError::into_inner);
+            if run.is_ok() {
+                (turn.1)(seen);
+            }
+            turn.0 += 1;
+            next.notify_all();
+            run.map(drop)
+        })?;
+        Ok(())
+    }
+
+    /// The order of a watched value in the data flow: the last cut before it, and the step that computes it.
+    pub fn place(&self, watched: usize) -> (usize, usize) {
+        let tap = self.taps + watched.min(self.watched.saturating_sub(1));
+        (self.schedule.cut_before(&[tap]), self.schedule.step(tap).unwrap_or(0))
     }
 
     fn begin(

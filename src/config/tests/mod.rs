@@ -38,13 +38,15 @@ fn table(config: &Config) -> String {
             _ => String::new(),
         };
         lines.push(format!(
-            "{section:14} {site:16} {:?} {} bits {} {} {:?} {:?}{extra}{}",
+            "{section:14} {site:16} {:?} {} bits {} {} {:?} {:?}{extra}{}{}{}",
             c.calibration_mode,
             c.bits,
             if c.signed { "signed" } else { "unsigned" },
             if c.symmetric { "symmetric" } else { "affine" },
             c.observer,
             c.method,
+            if c.weight_rounding == Rounding::Gptq { " gptq" } else { "" },
+            if c.bias_correction { " bias correction" } else { "" },
             if c.float { " FLOAT" } else { "" },
         ));
     }
@@ -95,6 +97,9 @@ residual_layer:
 fn presets_load_and_say_what_they_should() {
     snapshot!("preset_int8", table(&preset("int8").unwrap().unwrap()));
     snapshot!("preset_fqvit", table(&preset("fqvit").unwrap().unwrap()));
+    snapshot!("preset_w4a8", table(&preset("w4a8").unwrap().unwrap()));
+    snapshot!("preset_w6a6", table(&preset("w6a6").unwrap().unwrap()));
+    snapshot!("preset_w4a4", table(&preset("w4a4").unwrap().unwrap()));
     snapshot!("preset_seed", table(&preset("seed").unwrap().unwrap()));
     assert!(preset("int9").is_none());
 }

@@ -42,6 +42,18 @@ impl Schedule {
         self.cuts.len()
     }
 
+    /// The first cut before which all of these taps are computed; `None` when that is the end.
+    pub fn cut_after(&self, taps: &[usize]) -> Option<usize> {
+        let last = taps.iter().filter_map(|&t| self.taps.get(t).copied().flatten()).max()?;
+        let cut = self.cuts.partition_point(|&s| s <= last);
+        (cut < self.cuts.len()).then_some(cut)
+    }
+
+    /// The step that computes a tap, `None` for a constant one: the order of the data flow.
+    pub fn step(&self, tap: usize) -> Option<usize> {
+        self.taps.get(tap).copied().flatten()
+    }
+
     /// The last cut behind which all of these taps are computed.
     pub fn cut_before(&self, taps: &[usize]) -> usize {
         let first = taps.iter().filter_map(|&t| self.taps.get(t).copied().flatten()).min().unwrap_or(0);

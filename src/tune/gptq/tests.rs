@@ -1,0 +1,209 @@
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use super::*;
+use proptest::prelude::*;
+
+/// Σ x xᵀ of these rows.
+fn moments(rows: &[Vec<f64>]) -> Vec<f64> {
+    let n = rows[0].len();
+    (0..n * n).map(|at| rows.iter().map(|x| x[at / n] * x[at % n]).sum()).collect()
+}
+
+/// H with the damping of the paper.
+fn damped(h: &[f64], n: usize) -> Vec<f64> {
+    let mean = (0..n).map(|i| h[i * n + i]).sum::<f64>() / n as f64;
+    let mut out = h.to_vec();
+    (0..n).for_each(|i| out[i * n + i] += 0.01 * mean);
+    out
+}
+
+/// e H eᵀ.
+fn loss(h: &[f64], n: usize, w: &[f32], kept: &[f32]) -> f64 {
+    let e: Vec<f64> = w.iter().zip(kept).map(|(a, b)| f64::from(*a) - f64::from(*b)).collect();
+    (0..n * n).map(|at| e[at / n] * h[at] * e[at % n]).sum()
+}
+
+/// The inverse by Gauss and Jordan, with pivots.
+fn inverse(h: &[f64], n: usize) -> Vec<Vec<f64>> {
+    let mut a: Vec<Vec<f64>> = (0..n)
+        .map(|i| (0..2 * n).map(|j| if j < n { h[i * n + j] } else { f64::from(u8::from(j - n == i)) }).collect())
+        .collect();
+    for k in 0..n {
+        let pivot = (k..n).max_by(|&p, &q| a[p][k].abs().total_cmp(&a[q][k].abs())).unwrap();
+        a.swap(k, pivot);
+        let d = a[k][k];
+        a[k].iter_mut().for_each(|x| *x /= d);
+        for i in (0..n).filter(|&i| i != k) {
+            let f = a[i][k];
+            let row = a[k].clone();
+            a[i].iter_mut().zip(&row).for_each(|(x, r)| *x -= f * r);
+        }
+    }
+    a.into_iter().map(|row| row[n..].to_vec()).collect()
+}
+
+/// GPTQ as the paper has it, equations 2 and 3: after each channel all that follow are changed by the inverse of what is left of
+/// H. No factorisation is shared with the code under test.
+fn published(h: &[f64], n: usize, w: &[f32], scale: f32, top: f64) -> Vec<i32> {
+    let h = damped(h, n);
+    let mut order: Vec<usize> = (0..n).collect();
+    order.sort_by(|&a, &b| h[b * n + b].total_cmp(&h[a * n + a]).then(a.cmp(&b)));
+    let mut w: Vec<f64> = w.iter().map(|&v| f64::from(v)).collect();
+    let mut codes = vec![0; n];
+    for k in 0..n {
+        let left = &order[k..];
+        let m = left.len();
+        let part: Vec<f64> = (0..m * m).map(|at| h[left[at / m] * n + left[at % m]]).collect();
+        let inverse = inverse(&part, m);
+        let q = left[0];
+        let code = (w[q] / f64::from(scale)).clamp(-top, top).round_ties_even();
+        codes[q] = code as i32;
+        let error = (w[q] - code * f64::from(scale)) / inverse[0][0];
+        for (j, &channel) in left.iter().enumerate() {
+            w[channel] -= error * inverse[0][j];
+        }
+    }
+    codes
+}
+
+fn rows(n: usize) -> impl Strategy<Value = Vec<Vec<f64>>> {
+    prop::collection::vec(prop::collection::vec(-2.0f64..2.0, n), 1..3 * n)
+}
+
+fn case() -> impl Strategy<Value = (usize, Vec<Vec<f64>>, Vec<f32>)> {
+    (1usize..9).prop_flat_map(|n| (Just(n), rows(n), prop::collection::vec(-1.0f32..1.0, n)))
+}
+
+/// The smallest loss of all codes within ±top on one scale.
+fn least(h: &[f64], n: usize, w: &[f32], scale: f32, top: i32) -> f64 {
+    let base = 2 * top + 1;
+    let all = (0..base.pow(n as u32)).map(|mut at| {
+        let kept: Vec<f32> = (0..n)
+            .map(|_| {
+                let code = at % base - top;
+                at /= base;
+                code as f32 * scale
+            })
+            .collect();
+        loss(h, n, w, &kept)
+    });
+    all.fold(f64::INFINITY, f64::min)
+}
+
+proptest! {
+    /// The scale that is found, rounded by the paper's own equations, gives the same codes.
+    #[test]
+    fn codes_are_those_of_the_paper((n, rows, w) in case(), bits in 3u8..6) {
+        let h = moments(&rows);
+        let top = (1 << (bits - 1)) - 1;
+        let (codes, scale) = Feedback::new(&h, n).round(&w, 1e6, top);
+        let expected = published(&h, n, &w, scale, f64::from(top));
+        // A tie, or all but one, may fall either way in other arithmetic; then both lose the same.
+        if codes != expected {
+            let kept = |codes: &[i32]| codes.iter().map(|&c| c as f32 * scale).collect::<Vec<_>>();
+            let h = damped(&h, n);
+            let (a, b) = (loss(&h, n, &w, &kept(&codes)), loss(&h, n, &w, &kept(&expected)));
+            prop_assert!((a - b).abs() <= 1e-6 * b.abs().max(1e-9), "{codes:?} {expected:?} {a} {b}");
+        }
+    }
+
+    /// Never beaten by rounding to nearest on the scale given, and never better than the best of all codes.
+    #[test]
+    fn between_nearest_and_the_best((n, rows, w) in (1usize..5).prop_flat_map(|n| (Just(n), rows(n), prop::collection::vec(-1.0f32..1.0, n))), shrink in 0.3f32..1.2) {
+        let h = moments(&rows);
+        let top = 3;
+        let d = damped(&h, n);
+        let largest = w.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        prop_assume!(largest > 1e-3);
+        let given = largest / 3.0 * shrink;
+        let out = round(&w, &[given], &Feedback::new(&h, n), 3, 1);
+        let found = loss(&d, n, &w, &out.weights);
+        let nearest: Vec<f32> = w.iter().map(|v| (v / given).round_ties_even().clamp(-3.0, 3.0) * given).collect();
+        prop_assert!(found <= loss(&d, n, &w, &nearest) * (1.0 + 1e-5) + 1e-9);
+        let best = least(&d, n, &w, out.scales[0], top);
+        prop_assert!(found >= best * (1.0 - 1e-5) - 1e-9, "{found} {best}");
+        // In one dimension there is nothing to make up for.
+        if n == 1 {
+            prop_assert!((found - best).abs() <= 1e-5 * best + 1e-9);
+        }
+    }
+
+    /// With nothing to make up for each weight is rounded on its own, at any magnitude of the moments.
+    #[test]
+    fn diagonal_moments_round_to_nearest(diagonal in prop::collection::vec(0.01f64..100.0, 1..12), bits in 3u8..9, seed in prop::collection::vec(-1.0f32..1.0, 12)) {
+        let n = diagonal.len();
+        let w = &seed[..n];
+        let mut h = vec![0.0; n * n];
+        (0..n).for_each(|i| h[i * n + i] = diagonal[i]);
+        let out = round(w, &[1e6], &Feedback::new(&h, n), bits, 1);
+        let (scale, top) = (f64::from(out.scales[0]), f64::from((1i32 << (bits - 1)) - 1));
+        for (x, kept) in w.iter().zip(&out.weights) {
+            let nearest = (f64::from(*x) / scale).round_ties_even().clamp(-top, top) * scale;
+            prop_assert!((nearest - f64::from(*kept)).abs() <= 1e-6 * scale.max(nearest.abs()), "{x} {kept} {nearest}");
+        }
+    }
+
+    /// What lowering does to the result, rounding to nearest on the plan's scales, changes nothing.
+    #[test]
+    fn nearest_gives_the_codes_back((n, rows, w) in case(), bits in 3u8..9) {
+        let out = round(&w, &[1e6], &Feedback::new(&moments(&rows), n), bits, 1);
+        let tensor = crate::ir::Tensor::new(&[n, 1], &out.weights).unwrap();
+        let again = crate::quant::fake::fake_constant(&tensor, bits, Some(1), &out.scales).unwrap();
+        prop_assert_eq!(again.to_f32().unwrap(), out.weights);
+    }
+
+    #[test]
+    fn threads_change_nothing(rows in rows(6), w in prop::collection::vec(-1.0f32..1.0, 6 * 5)) {
+        let feedback = Feedback::new(&moments(&rows), 6);
+        let one = round(&w, &[1e6; 5], &feedback, 4, 1);
+        for threads in [2, 3, 8] {
+            prop_assert_eq!(&round(&w, &[1e6; 5], &feedback, 4, threads), &one);
+        }
+        // And a channel does not know of the others.
+        for c in 0..5 {
+            let alone: Vec<f32> = w.iter().skip(c).step_by(5).copied().collect();
+            let alone = round(&alone, &[1e6], &feedback, 4, 1);
+            prop_assert_eq!(alone.scales[0], one.scales[c]);
+            prop_assert_eq!(alone.weights, one.weights.iter().skip(c).step_by(5).copied().collect::<Vec<_>>());
+        }
+    }
+}
+
+/// On inputs that move together the whole does better than its parts: over many channels, by far.
+#[test]
+fn correlated_inputs_gain() {
+    let n = 24;
+    let mut seed = 7u64;
+    let mut next = || {
+        seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (seed >> 40) as f64 / f64::from(1 << 24) * 2.0 - 1.0
+    };
+    let rows: Vec<Vec<f64>> = (0..200)
+        .map(|_| {
+            let common = next();
+            (0..n).map(|_| common + 0.3 * next()).collect()
+        })
+        .collect();
+    let h = moments(&rows);
+    let feedback = Feedback::new(&h, n);
+    let (mut gptq, mut nearest) = (0.0, 0.0);
+    for _ in 0..50 {
+        let w: Vec<f32> = (0..n).map(|_| next() as f32).collect();
+        let out = round(&w, &[1e6], &feedback, 4, 1);
+        let scale = out.scales[0];
+        let plain: Vec<f32> = w.iter().map(|v| (v / scale).round_ties_even().clamp(-7.0, 7.0) * scale).collect();
+        gptq += loss(&h, n, &w, &out.weights);
+        nearest += loss(&h, n, &w, &plain);
+    }
+    assert!(gptq < 0.5 * nearest, "{gptq} {nearest}");
+}
+
+#[test]
+fn nothing_to_round() {
+    // Weights of 0, an input that is never there, and no input at all.
+    let feedback = Feedback::new(&[0.0; 4], 2);
+    assert_eq!(round(&[0.0, 0.0], &[1e6], &feedback, 4, 2), Rounded { weights: vec![0.0, 0.0], scales: vec![1.0] });
+    let out = round(&[1.0, -0.5], &[1e6], &feedback, 8, 1);
+    assert!(out.weights.iter().zip([1.0, -0.5]).all(|(a, b): (&f32, f32)| (a - b).abs() <= out.scales[0]));
+    assert_eq!(round(&[], &[], &Feedback::new(&[], 0), 4, 2), Rounded { weights: vec![], scales: vec![] });
+}
