@@ -329,7 +329,6 @@ fn efforts_are_a_closed_list() {
     assert!(compile("fast").status.success());
     let fast = b.bytes("q.onnx");
     assert!(compile("default").status.success());
-    // Nothing in this model is massive, so nothing is searched for.
-    assert!(b.bytes("q.onnx") == fast);
+    assert!(b.bytes("q.onnx") != fast, "ranges are searched for");
     assert_eq!(compile("slow").status.code(), Some(2));
 }

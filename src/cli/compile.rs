@@ -15,8 +15,8 @@ use crate::config::Config;
 use crate::fs::write_atomic;
 use crate::ir::{Model, Tensor};
 use crate::lower::LowerReport;
-use crate::quant::QuantPlan;
 use crate::pipeline::{self, Evaluation, Feed, Found, Kept, PipelineError, Samples, Source};
+use crate::quant::QuantPlan;
 use crate::report::summary::{CompileSummary, Lowered, Phase, Quality, adjusted, left_in_float, quantised, searched};
 
 /// Calibration samples on which the emitted model is compared with the float model.

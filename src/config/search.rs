@@ -7,7 +7,7 @@ use super::tree::{Key, Node, Value};
 const KEYS: [&str; 4] = ["clip", "ranges", "widen_to_db", "float_share"];
 
 impl Reader<'_> {
-    /// `search: {clip: true, ranges: true, widen_to_db: 22, float_share: 0.05}`; every key may be left out.
+    /// `search: {clip: true, ranges: true, widen_to_db: 25, float_share: 0.05}`; every key may be left out.
     pub(super) fn search(&self, node: &Node) -> Result<Search> {
         let mut search = Search::default();
         for (key, value) in self.mapping(node, "the section `search`")? {

@@ -22,6 +22,13 @@ const WORTH_FLOAT: f64 = 0.05;
 /// Bits of a site that 8 do not suffice for.
 const WIDE: u8 = 16;
 
+/// Damages after changes.
+fn improve(damages: &mut [Damage], changes: &[Change]) {
+    for change in changes {
+        damages.iter_mut().filter(|d| d.site == change.site).for_each(|d| d.noise = change.after);
+    }
+}
+
 fn point(widened: String, sites: usize, noise: f64, cost: &Cost, bits: &BTreeMap<String, u8>) -> FrontierPoint {
     // What is no site is in float.
     let width = |site: &String| u64::from(bits.get(site).copied().unwrap_or(32));
@@ -93,7 +100,13 @@ impl Search<'_> {
         }
         if mixes {
             let cost = Cost::of(&self.source.model.graph, &self.source.vit.sites);
-            let left = leave_in_float(&mut found.plan, &found.damages, &cost, wanted.float_share, WORTH_FLOAT);
+            // What another range would cure, float need not.
+            let mut cured = found.damages.clone();
+            if wanted.ranges {
+                let changes = self.refine(&objective, objective.float(), &mut found.plan.clone(), &found.damages)?;
+                improve(&mut cured, &changes);
+            }
+            let left = leave_in_float(&mut found.plan, &cured, &cost, wanted.float_share, WORTH_FLOAT);
             found.damages.retain(|d| found.plan.site(&d.site).is_some());
             found.widenings = left;
         }
@@ -117,10 +130,7 @@ impl Search<'_> {
             left.retain(|d| !found.widenings.iter().any(|w| w.site == d.site));
         }
         if wanted.ranges {
-            let mut walk = self.walk(&objective, background)?;
-            let bar = (self.progress)("changing ranges");
-            let changed = refine(&mut walk, &mut found.plan, &left, &*bar);
-            found.changes = changed.map_err(|e| self.failed(e))?;
+            found.changes = self.refine(&objective, background, &mut found.plan, &left)?;
         }
         Ok(found)
     }
@@ -184,6 +194,18 @@ impl Search<'_> {
             frontier.push(point(damage.site, frontier.len(), left, &cost, &bits));
         }
         Ok(Sensitivity { sites, weights, frontier })
+    }
+
+    fn refine(
+        &self,
+        objective: &Objective,
+        background: Assignment,
+        plan: &mut QuantPlan,
+        damages: &[Damage],
+    ) -> Result<Vec<Change>, PipelineError> {
+        let mut walk = self.walk(objective, background)?;
+        let bar = (self.progress)("changing ranges");
+        refine(&mut walk, plan, damages, &*bar).map_err(|e| self.failed(e))
     }
 
     fn walk<'o>(&self, objective: &'o Objective, background: Assignment) -> Result<Walk<'o>, PipelineError> {

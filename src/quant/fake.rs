@@ -118,3 +118,66 @@ impl QuantPlan {
         constants.flat_map(|s| s.site.values.iter().map(move |v| (v.as_str(), &s.scheme)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use proptest::prelude::*;
+
+    /// QuantizeLinear and DequantizeLinear as ONNX defines them, in f64.
+    fn oracle(x: f32, scale: f32, zero: i32, (low, high): (i32, i32)) -> f64 {
+        let code = (f64::from(x / scale)).round_ties_even() + f64::from(zero);
+        f64::from(scale) * (code.clamp(f64::from(low), f64::from(high)) - f64::from(zero))
+    }
+
+    proptest! {
+        #[test]
+        fn linear_codes_are_those_of_onnx(
+            x in prop::collection::vec(-300f32..300.0, 1..64), scale in 0.001f32..4.0, zero in -128i32..128, bits in 4u8..=16
+        ) {
+            let codes = Codes { bits, signed: true };
+            let zero_point = zero.clamp(codes.range().0, codes.range().1);
+            let fake = FakeQuant::of(&Scheme::Affine { codes, scale, zero_point }).unwrap();
+            let mut out = x.clone();
+            fake.apply(&mut out, 1);
+            for (x, y) in x.iter().zip(out) {
+                let want = oracle(*x, scale, zero_point, codes.range());
+                prop_assert!((f64::from(y) - want).abs() <= want.abs() * 1e-6 + 1e-9, "{x}: {y} for {want}");
+            }
+        }
+
+        #[test]
+        fn every_channel_has_its_step(x in prop::collection::vec(-30f32..30.0, 8), scale in 0.01f32..0.5) {
+            let codes = Codes { bits: 8, signed: true };
+            let fake = FakeQuant::of(&Scheme::Ptf { codes, scale, zero_point: 3, exponents: "0123".into() }).unwrap();
+            let mut out = x.clone();
+            fake.apply(&mut out, 4);
+            for (i, (x, y)) in x.iter().zip(out).enumerate() {
+                let want = oracle(*x, scale * [1.0, 2.0, 4.0, 8.0][i % 4], 3, (-128, 127));
+                prop_assert!((f64::from(y) - want).abs() <= want.abs() * 1e-6 + 1e-9, "{x}: {y} for {want}");
+            }
+        }
+
+        #[test]
+        fn log2_codes_are_within_half_a_step_or_nothing(p in 1e-6f32..1.0, r in 0u8..4, scale in 0.9f32..1.1) {
+            let fake = FakeQuant::of(&Scheme::Log2 { bits: 4, fraction_bits: r, scale }).unwrap();
+            let mut out = [p];
+            fake.apply(&mut out, 1);
+            let steps = f64::from(1u32 << r);
+            let code = (-f64::from(p).log2() * steps).round_ties_even();
+            let want = if code >= 15.0 { 0.0 } else { f64::from(scale) * (-code / steps).exp2() };
+            // At a tie either neighbour is right.
+            let near = ((-f64::from(p).log2() * steps).fract() - 0.5).abs() < 1e-3;
+            prop_assert!(near || (f64::from(out[0]) - want).abs() < 1e-5, "{p}: {} for {want}", out[0]);
+        }
+    }
+
+    #[test]
+    fn a_clip_has_no_codes() {
+        let mut x = [-3.0, 0.123, 7.0];
+        FakeQuant::clip(2.0).apply(&mut x, 3);
+        assert_eq!(x, [-2.0, 0.123, 2.0]);
+    }
+}

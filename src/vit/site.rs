@@ -173,12 +173,13 @@ impl SiteRef {
     }
 
     /// The value to observe: the last that carries the tensor, so that what is joined to it on the way is seen too. By the
-    /// general rules nothing is joined, but a pool or slice may drop elements: the first.
+    /// general rules, and to the output of a LayerNorm, nothing is joined, but a pool or slice (class attention's query) may drop
+    /// elements: the first.
     pub fn observed(&self) -> &str {
         if let Some(value) = &self.observe {
             return value;
         }
-        let first = self.site.is_general() || matches!(self.site, Site::Input | Site::HeadOutput);
+        let first = self.site.is_general() || matches!(self.site, Site::Input | Site::HeadOutput | Site::Norm1 | Site::Norm2);
         let value = if first { self.values.first() } else { self.values.last() };
         value.map_or("", String::as_str)
     }

@@ -1,0 +1,207 @@
+//! The search's measure and its steps, on the small real Vision Transformer.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::path::Path;
+
+use vitq::calib::run::Named;
+use vitq::config::{self, Config};
+use vitq::pipeline::{self, DataOptions, Feed, Source};
+use vitq::quant::fake::FakeQuant;
+use vitq::quant::{QuantPlan, Scheme, Target};
+use vitq::runtime::tract::EngineOptions;
+use vitq::tune::cost::Cost;
+use vitq::tune::damage::Walk;
+use vitq::tune::objective::{Distance, Objective};
+use vitq::tune::search::{Damage, damages, refine};
+use vitq::tune::widths::{leave_in_float, widen, with_bits};
+
+const MODEL: &str = "models/digits/vit_digits.onnx";
+
+struct Bench {
+    source: Source,
+    options: EngineOptions,
+    inputs: Vec<Named>,
+    plan: QuantPlan,
+}
+
+impl Bench {
+    fn new(config: &Config, target: Target) -> Bench {
+        let source = pipeline::load(Path::new(MODEL)).unwrap();
+        let options =
+            DataOptions { preprocess: Some("inception".into()), crop_pct: Some(1.0), limit: Some(8), ..Default::default() };
+        let feed = Feed::new(Path::new(MODEL), &source.model, &options).unwrap();
+        let samples = feed.open(Path::new("models/digits/calib")).unwrap();
+        let options = feed.engine_options();
+        let engine = pipeline::engine_of(&source, config, &options).unwrap();
+        let stats = pipeline::calibrate(&source, config, &engine, &samples, 2, &()).unwrap();
+        let plan = pipeline::plan(&source, &stats, config, target).unwrap();
+        let inputs = pipeline::first_samples(&samples, 4).unwrap();
+        assert_eq!(inputs.len(), 4);
+        Bench { source, options, inputs, plan }
+    }
+
+    fn int8(target: Target) -> Bench {
+        Bench::new(&config::preset("int8").unwrap().unwrap(), target)
+    }
+
+    fn float(&self) -> Objective {
+        self.source.objective(&self.inputs, &self.options, 2).unwrap()
+    }
+
+    /// Simulated, with the plan's constants.
+    fn simulated(&self, plan: &QuantPlan) -> Vec<Vec<f32>> {
+        let weights = self.source.with_fake_constants(plan).unwrap().objective(&self.inputs, &self.options, 2).unwrap();
+        weights.outputs(&weights.assignment(plan)).unwrap()
+    }
+
+    fn damages(&self) -> Vec<Damage> {
+        let float = self.float();
+        damages(&mut Walk::new(&float, float.float()).unwrap(), &self.plan, &()).unwrap()
+    }
+}
+
+fn noise(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
+    Distance::between(a, b).ratio()
+}
+
+/// The simulation knows nothing of lowering, and lowering nothing of it.
+#[test]
+fn a_simulated_plan_computes_what_the_lowered_model_does() {
+    for target in [Target::Integer, Target::OnnxRuntime] {
+        // Few codes make the noise large against what rounding leaves undecided.
+        let few =
+            config::load::parse("few", "default: {bit_type: {bits: 5}}\nattn_layer: {intSoft: {bit_type: {bits: 8}}}").unwrap();
+        let b = Bench::new(&few, target);
+        let (lowered, _) = pipeline::lower(&b.source, &b.plan).unwrap();
+        let engine = pipeline::runnable(Path::new(MODEL), lowered, &b.options).unwrap();
+        let mut session = engine.session().unwrap();
+        let run = |inputs: &Named| -> Vec<f32> {
+            let views: Vec<_> = inputs.iter().map(|(name, array)| (name.as_str(), array.view())).collect();
+            session.run(&views, &mut |_, _, _| {}).unwrap()[0].1.iter().copied().collect()
+        };
+        let emitted: Vec<Vec<f32>> = b.inputs.iter().map(run).collect();
+        let float = b.float();
+        let reference = float.outputs(&float.float()).unwrap();
+        let (whole, apart) = (noise(&reference, &emitted), noise(&emitted, &b.simulated(&b.plan)));
+        // A site that were forgotten, or had other codes, would make them as far apart as each is from the float model, or farther.
+        assert!(apart < whole / 2.0, "{target}: {apart} of {whole}");
+    }
+}
+
+#[test]
+fn what_comes_behind_a_cut_can_be_run_alone() {
+    let b = Bench::int8(Target::Integer);
+    let float = b.float();
+    let all = float.assignment(&b.plan);
+    let whole = float.outputs(&all).unwrap();
+    // Before everything, and at least between the blocks' halves.
+    assert!(float.cuts() > 8, "{}", float.cuts());
+    let mut prefix = float.prefix(&all, 0).unwrap();
+    for cut in 0..float.cuts() {
+        prefix = float.advance(&prefix, &all, cut).unwrap();
+        assert!(float.outputs_from(&prefix, &all).unwrap() == whole, "cut {cut}");
+    }
+    let late = float.cut_before("blocks.3.mlp_act");
+    assert!(late > float.cut_before("blocks.0.norm1"));
+    let prefix = float.prefix(&all, late).unwrap();
+    let mut other = all.clone();
+    float.set(&mut other, "blocks.3.mlp_act", None);
+    let found = float.outputs_from(&prefix, &other).unwrap();
+    assert!(found != whole && found == float.outputs(&other).unwrap());
+}
+
+/// What the search rests on.
+#[test]
+fn the_damage_of_all_sites_is_nearly_the_sum_of_each() {
+    let b = Bench::int8(Target::Integer);
+    let found = b.damages();
+    assert_eq!(found.len(), b.plan.sites.iter().filter(|s| !s.site.weight).count());
+    let sum: f64 = found.iter().map(|d| d.noise).sum();
+    let float = b.float();
+    let reference = float.outputs(&float.float()).unwrap();
+    let joint = noise(&reference, &float.outputs(&float.assignment(&b.plan)).unwrap());
+    assert!((joint / 3.0..joint * 3.0).contains(&sum), "{sum} for {joint}");
+}
+
+#[test]
+fn a_range_that_is_far_too_wide_is_found_and_corrected() {
+    let mut b = Bench::int8(Target::Integer);
+    let name = "blocks.2.sv_attn";
+    let site = b.plan.sites.iter_mut().find(|s| s.name == name).unwrap();
+    let Scheme::Affine { scale, .. } = &mut site.scheme else { panic!("{:?}", site.scheme) };
+    let right = *scale;
+    *scale *= 60.0;
+    site.observed = site.observed.map(|x| x * 60.0);
+    let found = b.damages();
+    let worst = found.iter().max_by(|a, b| a.noise.total_cmp(&b.noise)).unwrap();
+    assert_eq!(worst.site, name);
+    let float = b.float();
+    let mut walk = Walk::new(&float, float.float()).unwrap();
+    let changes = refine(&mut walk, &mut b.plan, &found, &()).unwrap();
+    let change = changes.iter().find(|c| c.site == name).unwrap();
+    assert!(change.after < change.before / 16.0, "{change:?}");
+    let site = b.plan.site(name).unwrap();
+    let Scheme::Affine { scale, .. } = site.scheme else { panic!("{:?}", site.scheme) };
+    assert!((0.3..3.0).contains(&(scale / right)), "{scale} for {right}");
+    assert!(site.search.as_ref().unwrap().contains("less of its damage"));
+}
+
+#[test]
+fn wider_codes_mean_the_same_more_finely() {
+    let b = Bench::int8(Target::Integer);
+    for site in b.plan.sites.iter().filter(|s| !s.site.weight) {
+        let Some(wide) = with_bits(&site.scheme, 16) else {
+            assert!(matches!(site.scheme, Scheme::Log2 { .. }), "{}", site.name);
+            continue;
+        };
+        let [narrow, wide] = [&site.scheme, &wide].map(|s| FakeQuant::of(s).unwrap());
+        let channels = 64;
+        let [lo, hi] = site.observed;
+        let values: Vec<f32> = (0..64 * 256).map(|i| lo + (hi - lo) * (i as f32 * 0.618_034).fract()).collect();
+        let error = |fake: &FakeQuant| -> f64 {
+            let mut out = values.clone();
+            fake.apply(&mut out, channels);
+            out.iter().zip(&values).map(|(a, b)| f64::from(a - b).powi(2)).sum()
+        };
+        // Where a channel is clipped, it is clipped as before.
+        assert!(error(&wide) <= error(&narrow) * 1.01, "{}: {} and {}", site.name, error(&wide), error(&narrow));
+    }
+}
+
+#[test]
+fn widening_reaches_what_it_predicts() {
+    let b = Bench::int8(Target::Integer);
+    let mut plan = b.plan.clone();
+    let float = b.float();
+    let reference = float.outputs(&float.float()).unwrap();
+    let before = -10.0 * noise(&reference, &b.simulated(&plan)).log10();
+    let goal = before + 2.0;
+    let widened = widen(&mut plan, &b.damages(), 0.0, 16, goal);
+    assert!(!widened.is_empty() && widened.len() < b.damages().len() - 8, "{}", widened.len());
+    assert!(widened.windows(2).all(|pair| pair[0].share >= pair[1].share), "those that do most come first");
+    let after = -10.0 * noise(&reference, &b.simulated(&plan)).log10();
+    assert!(after > before + 0.8, "{before} dB, then {after} dB for {goal}");
+    for site in plan.sites.iter().filter(|s| s.scheme.bits() == 16) {
+        assert!(!site.name.ends_with("kv_act") && !site.name.ends_with("intSoft"), "{}", site.name);
+        assert!(site.search.as_ref().unwrap().starts_with("16 bits"), "{:?}", site.search);
+    }
+}
+
+#[test]
+fn float_is_given_where_it_helps_most_within_its_share() {
+    let b = Bench::int8(Target::OnnxRuntime);
+    let cost = Cost::of(&b.source.model.graph, &b.source.vit.sites);
+    // 4 blocks of 4 Linears (q, k and v apart), two products of attention, the patches and the head.
+    assert_eq!(cost.products.len(), 4 * 8 + 2);
+    let found = b.damages();
+    for (share, some) in [(0.0, false), (0.1, true)] {
+        let mut plan = b.plan.clone();
+        let left = leave_in_float(&mut plan, &found, &cost, share, 0.01);
+        assert_eq!(!left.is_empty(), some, "{share}");
+        let float: u64 =
+            cost.products.iter().filter(|p| p.operands.iter().any(|o| left.iter().any(|w| w.site == *o))).map(|p| p.macs).sum();
+        assert!(float as f64 <= share * cost.macs() as f64, "{float} of {}", cost.macs());
+        let (lowered, report) = pipeline::lower(&b.source, &plan).unwrap();
+        assert!(report.pairs > 0 && lowered.graph.len() > 0);
+    }
+}
