@@ -278,6 +278,46 @@ fn compile_says_what_it_did() {
     assert_eq!(b.compile("integer", "out.onnx", &["--quiet"]), "");
 }
 
+/// A preset of fewer bits: weights are rounded by what they compute, and the plan brings them along.
+#[test]
+fn rounded_weights_travel_with_the_plan() {
+    let b = Bench::new();
+    for threads in ["1", "2"] {
+        let (model, plan) = (format!("{threads}.onnx"), format!("@/{threads}.json"));
+        b.compile("integer", &model, &["--config", "w4a8", "--effort", "fast", "--threads", threads, "--save-plan", &plan]);
+    }
+    assert!(b.bytes("1.onnx") == b.bytes("2.onnx") && b.bytes("1.constants.npz") == b.bytes("2.constants.npz"));
+    b.ok(&["lower", VIT, "--plan", "@/1.json", "-o", "@/again.onnx"]);
+    assert!(b.bytes("1.onnx") == b.bytes("again.onnx"), "compile and its plan lowered differ");
+    std::fs::remove_file(b.path("1.constants.npz")).unwrap();
+    let error = b.fails(&["lower", VIT, "--plan", "@/1.json", "-o", "@/lost.onnx"]);
+    assert!(error.contains("1.constants.npz"), "{error}");
+}
+
+#[test]
+fn analyze_ranks_every_activation_site() {
+    let b = Bench::new();
+    let images = with(&["--calib", CALIB, "--calib-limit", "4"], &IMAGES);
+    let said = b.ok(&with(&["analyze", VIT, "-o", "@/sites.json"], &images));
+    let found: serde_json::Value = serde_json::from_slice(&b.bytes("sites.json")).unwrap();
+    let sites = found["sites"].as_array().unwrap();
+    let noise: Vec<f64> = sites.iter().map(|s| s["noise"].as_f64().unwrap()).collect();
+    assert!(noise.len() > 50 && noise.windows(2).all(|n| n[0] >= n[1]), "{noise:?}");
+    let share: f64 = sites.iter().map(|s| s["share"].as_f64().unwrap()).sum();
+    assert!((share - 1.0).abs() < 1e-6, "{share}");
+    // More bits cost more and predict more.
+    let frontier = found["frontier"].as_array().unwrap();
+    assert_eq!(frontier.len(), sites.len() + 1);
+    for pair in frontier.windows(2) {
+        for key in ["sqnr_db", "mac_bits", "weight_bits"] {
+            assert!(pair[1][key].as_f64() >= pair[0][key].as_f64(), "{key}: {pair:?}");
+        }
+    }
+    assert!(said.contains(sites[0]["site"].as_str().unwrap()) && said.contains("Weights alone"), "{said}");
+    let json = b.ok(&with(&["analyze", VIT, "--json"], &images));
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap(), found);
+}
+
 #[test]
 fn stages_and_threads_give_the_same_bytes() {
     let b = Bench::new();

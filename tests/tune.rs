@@ -202,6 +202,6 @@ fn float_is_given_where_it_helps_most_within_its_share() {
             cost.products.iter().filter(|p| p.operands.iter().any(|o| left.iter().any(|w| w.site == *o))).map(|p| p.macs).sum();
         assert!(float as f64 <= share * cost.macs() as f64, "{float} of {}", cost.macs());
         let (lowered, report) = pipeline::lower(&b.source, &plan).unwrap();
-        assert!(report.pairs > 0 && lowered.graph.len() > 0);
+        assert!(report.pairs > 0 && !lowered.graph.is_empty());
     }
 }

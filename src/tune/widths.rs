@@ -93,7 +93,7 @@ pub fn may_widen(site: &SitePlan) -> bool {
 }
 
 /// Leaves sites in float for as long as that costs no more than `share` of the model's multiply-accumulates, those first that
-/// take most damage away for their cost. A site is worth it if its products' sites do at least `worth` of all damage.
+/// take most damage away for their cost. A site is worth it if its products' sites do at least `worth` of the damage that is left.
 pub fn leave_in_float(plan: &mut QuantPlan, damages: &[Damage], cost: &Cost, share: f64, worth: f64) -> Vec<Widening> {
     let all: f64 = damages.iter().map(|d| d.noise).sum();
     let noise = |name: &String| damages.iter().find(|d| d.site == *name).map_or(0.0, |d| d.noise);
@@ -101,10 +101,11 @@ pub fn leave_in_float(plan: &mut QuantPlan, damages: &[Damage], cost: &Cost, sha
     let mut out: Vec<Widening> = Vec::new();
     let mut done: BTreeSet<String> = BTreeSet::new();
     loop {
+        let left: f64 = damages.iter().filter(|d| !done.contains(&d.site)).map(|d| d.noise).sum();
         let groups = damages.iter().filter(|d| !done.contains(&d.site)).filter_map(|d| {
             let (macs, sites) = cost.with(&d.site);
             let gain: f64 = sites.iter().map(&noise).sum();
-            (macs > 0 && macs <= allowed && gain >= worth * all && sites.contains(&d.site)).then_some((gain, macs, sites))
+            (macs > 0 && macs <= allowed && gain >= worth * left && sites.contains(&d.site)).then_some((gain, macs, sites))
         });
         let per_mac = |g: &(f64, u64, BTreeSet<String>)| g.0 / g.1 as f64;
         let Some((_, macs, sites)) = groups.max_by(|a, b| per_mac(a).total_cmp(&per_mac(b))) else { break };
