@@ -31,5 +31,5 @@ pub use quantise::{
     fix_batch, lower, merge_stats, missing_note, plan, read_plan, read_stats, unknown_names, violations, write_plan, write_stats,
 };
 pub use samples::{DataOptions, Feed, Samples};
-pub use search::{Found, Search};
+pub use search::{Found, MEASURED_ON, Search};
 pub use tune::first_samples;

@@ -70,6 +70,7 @@ pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
         target,
         options: &options,
         samples: &samples,
+        measured_on: pipeline::MEASURED_ON,
         threads: args.threads.count(),
         progress: &|what| Box::new(Bar::new(terminal, what)),
     };

@@ -162,6 +162,7 @@ fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, Cli
             target,
             options: &feed.engine_options(),
             samples: &samples,
+            measured_on: args.effort.samples(),
             threads: args.threads.count(),
             progress: &|what| Box::new(Bar::new(terminal, what)),
         };

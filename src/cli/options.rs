@@ -10,7 +10,7 @@ use super::terminal::Terminal;
 use crate::config::{self, Config};
 use crate::fs::check_writable;
 use crate::onnx::ExternalData;
-use crate::pipeline::{DataOptions, PipelineError, Samples};
+use crate::pipeline::{DataOptions, MEASURED_ON, PipelineError, Samples};
 use crate::quant::Target;
 
 /// How data are read.
@@ -131,8 +131,10 @@ pub(super) struct Targeting {
 pub(super) enum Effort {
     /// Parameters straight from the observers
     Fast,
-    /// Massive activations are clipped where the logits gain by it
+    /// Clips, ranges and widths by the effect on the outputs of 16 calibration samples
     Default,
+    /// The same on 64 samples
+    High,
 }
 
 /// The search for better parameters.
@@ -148,6 +150,11 @@ impl Searching {
     /// Whether to search at all.
     pub(super) fn searches(&self) -> bool {
         self.effort != Effort::Fast
+    }
+
+    /// How many samples effects are measured on.
+    pub(super) fn samples(&self) -> usize {
+        if self.effort == Effort::High { 64 } else { MEASURED_ON }
     }
 }
 

@@ -15,8 +15,8 @@ use crate::tune::objective::{Assignment, Distance, Objective};
 use crate::tune::search::{Change, Damage, damages, refine};
 use crate::tune::widths::{Widening, leave_in_float, may_widen, widen};
 
-/// Samples that damage is measured on.
-const MEASURED_ON: usize = 16;
+/// Samples that damage is measured on, unless more are asked for.
+pub const MEASURED_ON: usize = 16;
 /// What is left in float must do this share of all damage.
 const WORTH_FLOAT: f64 = 0.05;
 /// Bits of a site that 8 do not suffice for.
@@ -54,6 +54,8 @@ pub struct Search<'a> {
     pub options: &'a EngineOptions,
     /// The calibration samples.
     pub samples: &'a Samples,
+    /// How many of them damage is measured on.
+    pub measured_on: usize,
     /// Workers.
     pub threads: usize,
     /// Is told how far each of its steps is.
@@ -91,7 +93,7 @@ impl Search<'_> {
     /// When the model cannot be run, or a sample cannot be read.
     pub fn run(&self, stats: Stats, plan: QuantPlan) -> Result<Found, PipelineError> {
         let wanted = self.config.search;
-        let inputs = first_samples(self.samples, MEASURED_ON)?;
+        let inputs = first_samples(self.samples, self.measured_on)?;
         let objective = self.source.objective(&inputs, self.options, self.threads)?;
         let mut found = Found::unsearched(stats, plan);
         let mixes = !self.target.has_custom_ops() && wanted.float_share > 0.0;
@@ -173,7 +175,7 @@ impl Search<'_> {
     /// # Errors
     /// When the model cannot be run, or a sample cannot be read.
     pub fn sensitivity(&self, plan: &QuantPlan) -> Result<Sensitivity, PipelineError> {
-        let inputs = first_samples(self.samples, MEASURED_ON)?;
+        let inputs = first_samples(self.samples, self.measured_on)?;
         let objective = self.source.objective(&inputs, self.options, self.threads)?;
         let mut damages = self.damages(&objective, &objective.float(), plan)?;
         damages.sort_by(|a, b| b.noise.total_cmp(&a.noise));
@@ -214,7 +216,7 @@ impl Search<'_> {
 
     /// Noise over signal that a plan's constants alone make.
     fn weights_alone(&self, float: &Objective, plan: &QuantPlan) -> Result<f64, PipelineError> {
-        let inputs = first_samples(self.samples, MEASURED_ON)?;
+        let inputs = first_samples(self.samples, self.measured_on)?;
         let weights = self.source.with_fake_constants(plan)?.objective(&inputs, self.options, self.threads)?;
         let outputs = |o: &Objective| o.outputs(&o.float()).map_err(|e| self.failed(e));
         Ok(Distance::between(&outputs(float)?, &outputs(&weights)?).ratio())
