@@ -196,11 +196,12 @@ fn float_is_given_where_it_helps_most_within_its_share() {
     let found = b.damages();
     for (share, some) in [(0.0, false), (0.1, true)] {
         let mut plan = b.plan.clone();
-        let left = leave_in_float(&mut plan, &found, &cost, share, 0.01);
+        let left = leave_in_float(&mut plan, &found, &cost, share, 0.01, 90.0);
         assert_eq!(!left.is_empty(), some, "{share}");
         let float: u64 =
             cost.products.iter().filter(|p| p.operands.iter().any(|o| left.iter().any(|w| w.site == *o))).map(|p| p.macs).sum();
         assert!(float as f64 <= share * cost.macs() as f64, "{float} of {}", cost.macs());
+        assert!(leave_in_float(&mut b.plan.clone(), &found, &cost, share, 0.01, 10.0).is_empty(), "integers are good enough");
         let (lowered, report) = pipeline::lower(&b.source, &plan).unwrap();
         assert!(report.pairs > 0 && !lowered.graph.is_empty());
     }

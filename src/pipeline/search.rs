@@ -19,6 +19,8 @@ use crate::tune::widths::{Widening, leave_in_float, may_widen, widen};
 pub const MEASURED_ON: usize = 16;
 /// What is left in float must do this share of all damage.
 const WORTH_FLOAT: f64 = 0.05;
+/// Where the outputs are predicted to have this SQNR, in dB, nothing more is left in float.
+const ENOUGH_DB: f64 = 20.0;
 /// Bits of a site that 8 do not suffice for.
 const WIDE: u8 = 16;
 
@@ -108,7 +110,7 @@ impl Search<'_> {
                 let changes = self.refine(&objective, objective.float(), &mut found.plan.clone(), &found.damages)?;
                 improve(&mut cured, &changes);
             }
-            let left = leave_in_float(&mut found.plan, &cured, &cost, wanted.float_share, WORTH_FLOAT);
+            let left = leave_in_float(&mut found.plan, &cured, &cost, wanted.float_share, WORTH_FLOAT, ENOUGH_DB);
             found.damages.retain(|d| found.plan.site(&d.site).is_some());
             found.widenings = left;
         }

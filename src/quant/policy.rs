@@ -152,7 +152,7 @@ fn activation(
     }
     // What calibration saw of a hidden unit says little of its range, since most are seldom active: an exponent of its own is for
     // those units alone that stand far out.
-    let hidden = matches!(site.site, Site::MlpFc1Output | Site::MlpAct);
+    let hidden = matches!(site.site, Site::MlpFc1Output | Site::MlpAct) && cfg.source(Key::Method) < Source::Site;
     let ptf = cfg.method == Method::Ptf
         && (!hidden || has_massive_channel(seen))
         && ptf_possible(site, facts.multiplied.contains(&name), cfg.is_given(Key::Method), target, &mut notes);

@@ -94,7 +94,17 @@ pub fn may_widen(site: &SitePlan) -> bool {
 
 /// Leaves sites in float for as long as that costs no more than `share` of the model's multiply-accumulates, those first that
 /// take most damage away for their cost. A site is worth it if its products' sites do at least `worth` of the damage that is left.
-pub fn leave_in_float(plan: &mut QuantPlan, damages: &[Damage], cost: &Cost, share: f64, worth: f64) -> Vec<Widening> {
+///
+/// Nothing more is left in float once the rest is predicted to leave `enough_db` at the outputs.
+pub fn leave_in_float(
+    plan: &mut QuantPlan,
+    damages: &[Damage],
+    cost: &Cost,
+    share: f64,
+    worth: f64,
+    enough_db: f64,
+) -> Vec<Widening> {
+    let enough = 10f64.powf(-enough_db / 10.0);
     let all: f64 = damages.iter().map(|d| d.noise).sum();
     let noise = |name: &String| damages.iter().find(|d| d.site == *name).map_or(0.0, |d| d.noise);
     let mut allowed = (cost.macs() as f64 * share) as u64;
@@ -102,6 +112,9 @@ pub fn leave_in_float(plan: &mut QuantPlan, damages: &[Damage], cost: &Cost, sha
     let mut done: BTreeSet<String> = BTreeSet::new();
     loop {
         let left: f64 = damages.iter().filter(|d| !done.contains(&d.site)).map(|d| d.noise).sum();
+        if left <= enough {
+            break;
+        }
         let groups = damages.iter().filter(|d| !done.contains(&d.site)).filter_map(|d| {
             let (macs, sites) = cost.with(&d.site);
             let gain: f64 = sites.iter().map(&noise).sum();
