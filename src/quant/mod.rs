@@ -11,6 +11,7 @@ pub mod tables;
 mod target;
 mod weights;
 
+pub(crate) use params::affine_scheme;
 pub use plan::{Codes, FloatSite, PlanError, QuantPlan, Scheme, SitePlan};
 pub use policy::{ModelFacts, PolicyError, make_plan, recordings};
 pub use target::Target;

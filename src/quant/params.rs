@@ -30,7 +30,7 @@ pub(super) fn range(seen: &ValueStats, cfg: &SiteConfig) -> Result<Range, CalibE
 }
 
 /// Scale and zero point of a range, as ONNX's affine quantisation needs them: zero is a code.
-pub(super) fn affine_scheme(range: Range, codes: Codes, symmetric: bool) -> Scheme {
+pub(crate) fn affine_scheme(range: Range, codes: Codes, symmetric: bool) -> Scheme {
     let (low, high) = codes.range();
     let middle = if codes.signed { 0 } else { 1 << (codes.bits - 1) };
     if symmetric {

@@ -1,7 +1,8 @@
 //! Other ranges for a site: what a scheme becomes when the largest values are cut off, or no longer.
 
-use crate::quant::SitePlan;
-use crate::quant::plan::{Codes, Scheme, exponents_from_text, exponents_to_text};
+use crate::calib::Range;
+use crate::quant::plan::{Scheme, exponents_from_text, exponents_to_text};
+use crate::quant::{SitePlan, affine_scheme};
 
 /// A range is changed in steps of this factor.
 pub const STEP: f64 = std::f64::consts::SQRT_2;
@@ -29,7 +30,8 @@ pub fn scaled(site: &SitePlan, steps: i32) -> Option<Candidate> {
             let bound = bound.min(seen);
             let (lo, hi) = (lo.max(-bound).min(0.0), hi.min(bound).max(0.0));
             let symmetric = *zero_point == if codes.signed { 0 } else { 1 << (codes.bits - 1) };
-            let new = if symmetric { symmetric_of(*codes, bound) } else { affine_of(*codes, lo, hi) };
+            let range = if symmetric { Range::new(-bound, bound) } else { Range::new(lo, hi) };
+            let new = affine_scheme(range, *codes, symmetric);
             Some((new, format!("range {lo:.3} to {hi:.3}")))
         }
         Scheme::Ptf { codes, scale, zero_point, exponents } => {
@@ -79,21 +81,4 @@ pub fn rescaled(scheme: &Scheme, percent: i32) -> Option<Candidate> {
     let Scheme::Log2 { bits, fraction_bits, scale } = *scheme else { return None };
     let scale = scale * (1.0 + percent as f32 / 100.0);
     Some((Scheme::Log2 { bits, fraction_bits, scale }, format!("{fraction_bits} fraction bits, times {scale:.2}")))
-}
-
-fn affine_of(codes: Codes, lo: f64, hi: f64) -> Scheme {
-    let (low, high) = codes.range();
-    let scale = positive((hi - lo) / f64::from(high - low));
-    let zero = (f64::from(low) - lo / f64::from(scale)).round_ties_even();
-    Scheme::Affine { codes, scale, zero_point: zero.clamp(f64::from(low), f64::from(high)) as i32 }
-}
-
-fn symmetric_of(codes: Codes, bound: f64) -> Scheme {
-    let middle = if codes.signed { 0 } else { 1 << (codes.bits - 1) };
-    Scheme::Affine { codes, scale: positive(bound / f64::from((1i32 << (codes.bits - 1)) - 1)), zero_point: middle }
-}
-
-fn positive(scale: f64) -> f32 {
-    let scale = scale as f32;
-    if scale.is_finite() && scale >= f32::MIN_POSITIVE { scale } else { 1.0 }
 }
