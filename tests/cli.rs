@@ -289,6 +289,10 @@ fn rounded_weights_travel_with_the_plan() {
     assert!(b.bytes("1.onnx") == b.bytes("2.onnx") && b.bytes("1.constants.npz") == b.bytes("2.constants.npz"));
     b.ok(&["lower", VIT, "--plan", "@/1.json", "-o", "@/again.onnx"]);
     assert!(b.bytes("1.onnx") == b.bytes("again.onnx"), "compile and its plan lowered differ");
+    let images = with(&["--calib", CALIB, "--calib-limit", "4"], &IMAGES);
+    b.ok(&with(&["calibrate", VIT, "--config", "w4a8", "-o", "@/w.stats"], &images));
+    let out = b.run(&["plan", VIT, "--stats", "@/w.stats", "--config", "w4a8", "-o", "@/w.json"]);
+    assert!(String::from_utf8_lossy(&out.stderr).contains("rounds weights to nearest"), "nothing is skipped silently");
     std::fs::remove_file(b.path("1.constants.npz")).unwrap();
     let error = b.fails(&["lower", VIT, "--plan", "@/1.json", "-o", "@/lost.onnx"]);
     assert!(error.contains("1.constants.npz"), "{error}");

@@ -688,6 +688,10 @@ fn edited_plans_that_do_not_fit_are_refused() {
             "log2 codes of a step too fine",
             refused(|p| site(p, "blocks.0.intSoft").scheme = Scheme::Log2 { bits: 8, fraction_bits: 9, scale: 1.0 }),
         ),
+        (
+            "log2 codes of no scale",
+            refused(|p| site(p, "blocks.0.intSoft").scheme = Scheme::Log2 { bits: 8, fraction_bits: 3, scale: -1.0 }),
+        ),
         ("a value called a constant", refused(|p| site(p, "blocks.0.mlp_fc1").site.values = vec!["fc1".to_owned()])),
     ];
     let text: String = cases.iter().map(|(what, error)| format!("{what}:\n  {error}\n")).collect();

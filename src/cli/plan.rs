@@ -48,6 +48,11 @@ pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
     if args.target.strict && !against.is_empty() {
         return Err(PipelineError::Strict(against).into());
     }
+    if pipeline::asks_to_adjust(&config, &plan) {
+        terminal.warning(
+            "the configuration asks for weight_rounding or bias_correction, which need the samples: this plan rounds weights to nearest; `vitq compile --save-plan` makes one that does as asked",
+        );
+    }
     pipeline::unknown_names(&source, &config).iter().chain(&missing).for_each(|n| terminal.warning(n));
     pipeline::write_plan(&plan, &args.output)?;
     let sites: usize = quantised(&plan).iter().map(|q| q.sites).sum();

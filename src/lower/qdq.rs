@@ -148,6 +148,9 @@ pub(super) fn lower_values(
                 let what = format!("4 to 8 bits with 0 to 4 fraction bits needed, found {bits} with {fraction_bits}");
                 return Err(misfit(site, site.site.observed(), what));
             }
+            if !(scale.is_finite() && *scale > 0.0) {
+                return Err(misfit(site, site.site.observed(), format!("a positive scale needed, found {scale}")));
+            }
             // What only moves the codes on reads them dequantised.
             for name in site.site.values.iter().take(1) {
                 find(edit, site, name, out)?;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::tune::first_samples;
 use super::{Clip, ClipSearch, PipelineError, Samples, Source};
+use crate::calib::run::Named;
 use crate::calib::{Progress, Stats};
 use crate::config::Config;
 use crate::quant::{QuantPlan, Target};
@@ -129,7 +130,7 @@ impl Search<'_> {
         }
         let mut left = found.damages.clone();
         if let Some(goal) = wanted.widen_to_db {
-            let rest = self.weights_alone(&objective, &found.plan)?;
+            let rest = self.weights_alone(&objective, &inputs, &found.plan)?;
             found.widenings.extend(widen(&mut found.plan, &found.damages, rest, WIDE, goal));
             left.retain(|d| !found.widenings.iter().any(|w| w.site == d.site));
         }
@@ -181,7 +182,7 @@ impl Search<'_> {
         let objective = self.source.objective(&inputs, self.options, self.threads)?;
         let mut damages = self.damages(&objective, &objective.float(), plan)?;
         damages.sort_by(|a, b| b.noise.total_cmp(&a.noise));
-        let weights = self.weights_alone(&objective, plan)?;
+        let weights = self.weights_alone(&objective, &inputs, plan)?;
         let all: f64 = damages.iter().map(|d| d.noise).sum();
         let cost = Cost::of(&self.source.model.graph, &self.source.vit.sites);
         let mut bits: BTreeMap<String, u8> = plan.sites.iter().map(|s| (s.name.clone(), s.scheme.bits())).collect();
@@ -217,9 +218,8 @@ impl Search<'_> {
     }
 
     /// Noise over signal that a plan's constants alone make.
-    fn weights_alone(&self, float: &Objective, plan: &QuantPlan) -> Result<f64, PipelineError> {
-        let inputs = first_samples(self.samples, self.measured_on)?;
-        let weights = self.source.with_fake_constants(plan)?.objective(&inputs, self.options, self.threads)?;
+    fn weights_alone(&self, float: &Objective, inputs: &[Named], plan: &QuantPlan) -> Result<f64, PipelineError> {
+        let weights = self.source.with_fake_constants(plan)?.objective(inputs, self.options, self.threads)?;
         let outputs = |o: &Objective| o.outputs(&o.float()).map_err(|e| self.failed(e));
         Ok(Distance::between(&outputs(float)?, &outputs(&weights)?).ratio())
     }

@@ -33,8 +33,8 @@ impl<'a> Walk<'a> {
         sites.sort_by_key(|s| self.objective.cut_before(name(s)));
     }
 
-    /// Noise over signal that these codes of a site add to the background's outputs. Sites must come in [order](Walk::order):
-    /// the walk does not go back.
+    /// Noise over signal that these codes of a site add to the background's outputs. Sites should come in [order](Walk::order):
+    /// to go back costs a run from the beginning.
     ///
     /// # Errors
     /// When an operator fails.
@@ -42,6 +42,8 @@ impl<'a> Walk<'a> {
         let cut = self.objective.cut_before(site);
         if cut > self.prefix.cut {
             self.prefix = self.objective.advance(&self.prefix, &self.background, cut)?;
+        } else if cut < self.prefix.cut {
+            self.prefix = self.objective.prefix(&self.background, cut)?;
         }
         let mut alone = self.background.clone();
         self.objective.set(&mut alone, site, Some(scheme));
