@@ -7,7 +7,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{PipelineError, Source};
+use super::{MEASURED_ON, PipelineError, Source};
 use crate::calib::Progress;
 use crate::calib::run::Named;
 use crate::config::Config;
@@ -21,6 +21,7 @@ use crate::tune::gptq::{self, Feedback};
 use crate::tune::gram::Moments;
 use crate::tune::linear::{self, Linear};
 use crate::tune::objective::{Assignment, Objective, Prefix, fake_constants};
+use crate::tune::rows;
 
 /// What the adjustment needs.
 pub struct Adjust<'a> {
@@ -91,18 +92,20 @@ impl Adjust<'_> {
         let graph = &self.source.model.graph;
         let mut others = fake_constants(plan, |name| graph.constant(graph.value(name)?)).map_err(|e| self.misfit(e))?;
         jobs.iter().for_each(|j| drop(others.remove(&j.linear.weights)));
-        let objective = self.objective(&self.source.with_constants(others)?, &inputs)?;
+        let others = self.source.with_constants(others)?;
+        let objective = self.objective(&others, &inputs, self.inputs)?;
         let codes = objective.assignment(plan);
         // In the order of the data flow, one block at a time: the moments of all of them would take much memory.
         jobs.sort_by_key(|j| objective.place(j.watched).1);
         let groups: Vec<&[Job]> = jobs.chunk_by(|a, b| a.linear.block == b.linear.block && a.linear.block.is_some()).collect();
+        let dependences = self.dependences(&others, &inputs, plan)?;
         let mut prefix = self.ran(objective.prefix(&codes, 0))?;
         for (done, group) in groups.iter().enumerate() {
             let cut = group.iter().map(|j| objective.place(j.watched).0).min().unwrap_or(0);
             if cut > prefix.cut {
                 prefix = self.ran(objective.advance(&prefix, &codes, cut))?;
             }
-            let moments = self.ran(moments(&objective, &prefix, &codes, group))?;
+            let moments = self.ran(moments(&objective, &prefix, &codes, group, self.inputs.len(), &dependences))?;
             for job in *group {
                 if let Some(seen) = moments.get(&job.watched) {
                     self.adjust(job, seen, &mut out)?;
@@ -143,8 +146,28 @@ impl Adjust<'_> {
         (jobs, inputs)
     }
 
-    fn objective(&self, source: &Source, watched: &[String]) -> Result<Objective, PipelineError> {
-        let Adjust { options, inputs, threads, .. } = *self;
+    /// How much the outputs depend on the first rows of each of these values, on the first samples.
+    fn dependences(&self, source: &Source, watched: &[String], plan: &QuantPlan) -> Result<Vec<f64>, PipelineError> {
+        let first = self.inputs.get(..MEASURED_ON).unwrap_or(self.inputs);
+        let objective = self.objective(source, watched, first)?;
+        let codes = objective.assignment(plan);
+        let undisturbed = self.ran(objective.outputs(&codes))?;
+        let mut order: Vec<usize> = (0..watched.len()).collect();
+        order.sort_by_key(|&w| objective.place(w));
+        let mut found = vec![1.0; watched.len()];
+        let mut prefix = self.ran(objective.prefix(&codes, 0))?;
+        for w in order {
+            let (cut, _) = objective.place(w);
+            if cut > prefix.cut {
+                prefix = self.ran(objective.advance(&prefix, &codes, cut))?;
+            }
+            found[w] = self.ran(rows::dependence(&objective, &prefix, &codes, w, &undisturbed))?;
+        }
+        Ok(found)
+    }
+
+    fn objective(&self, source: &Source, watched: &[String], inputs: &[Named]) -> Result<Objective, PipelineError> {
+        let Adjust { options, threads, .. } = *self;
         self.ran(Objective::watching(&source.model, &source.vit.sites, watched, inputs.to_vec(), options, threads))
     }
 
@@ -190,10 +213,15 @@ fn moments(
     from: &Prefix,
     codes: &Assignment,
     group: &[Job],
+    samples: usize,
+    dependences: &[f64],
 ) -> Result<BTreeMap<usize, Moments>, EngineError> {
     let mut found: BTreeMap<usize, Moments> = BTreeMap::new();
     let watched: BTreeSet<usize> = group.iter().map(|j| j.watched).collect();
-    let see = |_: usize, shape: &[usize], x: &[f32]| Moments::of(x, shape.last().copied().unwrap_or(1));
+    let see = |w: usize, shape: &[usize], x: &[f32]| {
+        let first = rows::weight(dependences.get(w).copied().unwrap_or(1.0), samples, shape);
+        Moments::of(x, shape.last().copied().unwrap_or(1), |i| rows::weight_of_row(i, shape, first))
+    };
     let take = |seen: Vec<(usize, Moments)>| {
         for (w, part) in seen {
             match found.entry(w) {

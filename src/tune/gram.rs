@@ -1,49 +1,54 @@
-//! Moments of what a Linear reads: mean and `x·xᵀ` over tokens and samples.
+//! Moments of what a Linear reads: mean and `x·xᵀ` over tokens and samples, each token with its weight.
 
 use ndarray::ArrayView2;
 
-/// How many values there were, their mean, and `Σ (x − mean)·(x − mean)ᵀ`.
+/// What the values weighed together, their mean, and `Σ w·(x − mean)·(x − mean)ᵀ`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Moments {
-    rows: f64,
+    total: f64,
     mean: Vec<f64>,
     /// `n × n`.
     products: Vec<f64>,
 }
 
 impl Moments {
-    /// Of the rows of one sample, which are of `n` channels. Products are summed in float32, about the mean: nothing is lost
-    /// where the mean is large.
-    pub fn of(data: &[f32], n: usize) -> Moments {
+    /// Of the rows of one sample, which are of `n` channels, each with its `weight`, above 0. Products are summed in float32, about
+    /// the mean: nothing is lost where the mean is large.
+    pub fn of(data: &[f32], n: usize, weight: impl Fn(usize) -> f64) -> Moments {
         let n = n.max(1);
         let rows = data.len() / n;
+        let weighted = || data.chunks_exact(n).enumerate().map(|(i, row)| (row, weight(i)));
+        let total: f64 = weighted().map(|(_, w)| w).sum();
         let mut mean = vec![0.0f64; n];
-        for row in data.chunks_exact(n) {
-            mean.iter_mut().zip(row).for_each(|(m, &x)| *m += f64::from(x));
+        for (row, w) in weighted() {
+            mean.iter_mut().zip(row).for_each(|(m, &x)| *m += w * f64::from(x));
         }
-        mean.iter_mut().for_each(|m| *m /= rows.max(1) as f64);
-        let moved: Vec<f32> =
-            data.chunks_exact(n).flat_map(|row| row.iter().zip(&mean).map(|(&x, m)| (f64::from(x) - m) as f32)).collect();
+        mean.iter_mut().for_each(|m| *m /= if total > 0.0 { total } else { 1.0 });
+        let mut moved = Vec::with_capacity(rows * n);
+        for (row, w) in weighted() {
+            let root = w.sqrt();
+            moved.extend(row.iter().zip(&mean).map(|(&x, m)| (root * (f64::from(x) - m)) as f32));
+        }
         let products = match ArrayView2::from_shape((rows, n), &moved) {
             Ok(x) => x.t().dot(&x).iter().map(|&p| f64::from(p)).collect(),
             Err(_) => vec![0.0; n * n],
         };
-        Moments { rows: rows as f64, mean, products }
+        Moments { total, mean, products }
     }
 
     /// Adds those of other values of as many channels (Chan et al., "Updating formulae and a pairwise algorithm", 1979, equation
     /// 2.1). The order in which samples are added shows in the last bits.
     pub fn merge(&mut self, other: &Moments) {
-        let rows = self.rows + other.rows;
-        if other.rows == 0.0 || self.mean.len() != other.mean.len() {
+        let total = self.total + other.total;
+        if other.total == 0.0 || self.mean.len() != other.mean.len() {
             return;
         }
         let apart: Vec<f64> = self.mean.iter().zip(&other.mean).map(|(a, b)| b - a).collect();
-        let weight = self.rows * other.rows / rows;
+        let weight = self.total * other.total / total;
         let (n, both) = (apart.len(), self.products.iter_mut().zip(&other.products).enumerate());
         both.for_each(|(at, (a, b))| *a += b + weight * apart[at / n] * apart[at % n]);
-        self.mean.iter_mut().zip(&apart).for_each(|(m, d)| *m += d * other.rows / rows);
-        self.rows = rows;
+        self.mean.iter_mut().zip(&apart).for_each(|(m, d)| *m += d * other.total / total);
+        self.total = total;
     }
 
     /// The mean of every channel.
@@ -56,7 +61,7 @@ impl Moments {
     pub fn second(&self, about_mean: bool) -> Vec<f64> {
         let n = self.mean.len();
         let moved = |at: usize| if about_mean { 0.0 } else { self.mean[at / n] * self.mean[at % n] };
-        self.products.iter().enumerate().map(|(at, p)| p / self.rows.max(1.0) + moved(at)).collect()
+        self.products.iter().enumerate().map(|(at, p)| p / if self.total > 0.0 { self.total } else { 1.0 } + moved(at)).collect()
     }
 }
 
@@ -70,13 +75,21 @@ mod tests {
     proptest! {
         /// Against plain sums in f64, far from 0, cut into samples anywhere.
         #[test]
-        fn as_defined(n in 1usize..6, data in prop::collection::vec(-1.0f32..1.0, 6..120), far in -100.0f32..100.0, at in 0usize..20) {
+        fn as_defined(
+            n in 1usize..6,
+            data in prop::collection::vec(-1.0f32..1.0, 6..120),
+            far in -100.0f32..100.0,
+            at in 0usize..20,
+            first in 0.1f64..30.0,
+        ) {
             let rows: Vec<Vec<f32>> = data.chunks_exact(n).map(|r| r.iter().map(|x| x + far).collect()).collect();
             let (a, b) = rows.split_at(at.min(rows.len()));
-            let mut found = Moments::of(&a.concat(), n);
-            found.merge(&Moments::of(&b.concat(), n));
-            let count = rows.len() as f64;
-            let mean = |c: usize| rows.iter().map(|r| f64::from(r[c])).sum::<f64>() / count;
+            let weight = |i: usize| if i == 0 { first } else { 1.0 };
+            let mut found = Moments::of(&a.concat(), n, weight);
+            found.merge(&Moments::of(&b.concat(), n, weight));
+            let weighted: Vec<(&Vec<f32>, f64)> = [a, b].iter().flat_map(|part| part.iter().zip((0..).map(weight))).collect();
+            let total: f64 = weighted.iter().map(|(_, w)| w).sum();
+            let mean = |c: usize| weighted.iter().map(|(r, w)| w * f64::from(r[c])).sum::<f64>() / total;
             for c in 0..n {
                 prop_assert!((found.mean()[c] - mean(c)).abs() < 1e-4);
             }
@@ -84,7 +97,8 @@ mod tests {
                 let second = found.second(about_mean);
                 for (i, j) in (0..n * n).map(|at| (at / n, at % n)) {
                     let (mi, mj) = if about_mean { (mean(i), mean(j)) } else { (0.0, 0.0) };
-                    let exact = rows.iter().map(|r| (f64::from(r[i]) - mi) * (f64::from(r[j]) - mj)).sum::<f64>() / count;
+                    let product = |(r, w): &(&Vec<f32>, f64)| w * (f64::from(r[i]) - mi) * (f64::from(r[j]) - mj);
+                    let exact = weighted.iter().map(product).sum::<f64>() / total;
                     // Only the mean's own square is as large as the values are far.
                     let bound = if about_mean { 1e-4 } else { 1e-4 * (1.0 + f64::from(far.abs())) };
                     prop_assert!((second[i * n + j] - exact).abs() < bound, "{} {exact}", second[i * n + j]);

@@ -3,7 +3,7 @@
 //! [`objective`] simulates a plan; [`damage`] measures what one site does alone; [`search`] changes ranges ([`range`]) and
 //! [`widths`] the bits of the sites that do most, within what their products [`cost`].
 //!
-//! Weights: the moments ([`gram`]) of what every [`linear`] layer reads decide how [`gptq`] rounds and what goes into the [`bias`].
+//! Weights: the moments ([`gram`]) of what every [`linear`] layer reads, its [`rows`] weighted by what depends on them, decide how [`gptq`] rounds and what goes into the [`bias`].
 
 pub mod bias;
 pub mod cost;
@@ -13,5 +13,6 @@ pub mod gram;
 pub mod linear;
 pub mod objective;
 pub mod range;
+pub mod rows;
 pub mod search;
 pub mod widths;

@@ -200,6 +200,30 @@ impl Objective {
         })
     }
 
+    /// The same with a watched value changed: `disturb` gets its shape and its elements.
+    ///
+    /// # Errors
+    /// When an operator fails.
+    pub fn outputs_disturbed(
+        &self,
+        from: &Prefix,
+        assignment: &Assignment,
+        watched: usize,
+        disturb: impl Fn(&[usize], &mut [f32]) + Sync,
+    ) -> Result<Vec<Vec<f32>>, EngineError> {
+        let tap = self.taps + watched;
+        self.each(|s, i| {
+            let mut on_change = |t: usize, shape: &[usize], x: &mut [f32]| {
+                change(assignment, t, shape, x);
+                if t == tap {
+                    disturb(shape, x);
+                }
+            };
+            let end = s.resume(&from.snapshots[i], &self.schedule, None, &mut on_change)?;
+            Ok(s.outputs(&end)?.concat())
+        })
+    }
+
     /// The watched values of every sample: `see` makes something of each (its number, shape and elements), and `take` gets what
     /// came of a sample, by number, one sample after the other in their order. It runs from a prefix, before which the assignment
     /// is as it was when that was made, and no further than these values need.
