@@ -10,6 +10,7 @@
 //! | Lut, LutGelu | x, table | activation (0 gelu, 1 gelu tanh, 2 silu, 3 quick gelu, 4 sigmoid, 5 tanh, 6 hard swish), x (any array of the input's type), in_scale, in_zero_point, out_scale, out_zero_point, y_range |
 //! | ChannelLut, ChannelLutGelu | x, table (rows × codes), rows (int32) | as Lut, with in_exponents and out_exponents (a channel each) |
 //! | LogDequantize | code, table | bits, r |
+//! | LogNormalize | code, table | bits, r, n |
 //! | LogIntSoftmax | x, exp_table, log_step, mantissa_table, bias, shift, top | scale, n, bits, r, rounding (0 logarithm, 1 probability, 2 reciprocal) |
 //! | PtfLayerNorm | x, x_zero_point, multiplier, eps, gamma, beta, shift, y_range | gamma, beta, eps, in_scale, x_zero_point, exponents, out_scale, out_zero_point, y_range |
 //! | Requantize | acc (int32), multiplier (int32), shift (uint32), zero_point (int32), y_range (int32) | ratio |
@@ -24,11 +25,12 @@ use std::error::Error;
 use std::fs::File;
 use std::process::ExitCode;
 use vitq::quant::tables::layer_norm::{LayerNormSpec, LayerNormTables};
-use vitq::quant::tables::log_softmax::{LogRounding, LogSoftmaxTables, log_dequantize_table};
+use vitq::quant::tables::log_softmax::{LogRounding, LogSoftmaxTables, log_dequantize_table, log_normalize_table};
 use vitq::quant::tables::lut::{Activation, activation_table, channel_tables};
 use vitq::quant::tables::requantize::multiplier_and_shift;
 use vitq::quant::tables::{Affine, CodeType};
 use vitq::runtime::kernels::layer_norm::{PtfLayerNorm, ptf_layer_norm};
+use vitq::runtime::kernels::log_normalize::log_normalize;
 use vitq::runtime::kernels::log_softmax::{LogIntSoftmax, log_int_softmax};
 use vitq::runtime::kernels::lut::{lookup, lookup_by_channel};
 use vitq::runtime::kernels::requantize::Requantizer;
@@ -211,6 +213,14 @@ fn run(op: &str, input: &Named) -> Result<Named> {
                 _ => return Err("codes have 8 or 16 bits".into()),
             }
         }
+        "LogNormalize" => {
+            let Array::U8(x) = input.any("code")? else { return Err("codes are uint8".into()) };
+            let n = x.shape().last().copied().ok_or("code has no axis")?;
+            let rows = log_normalize(x.as_slice().ok_or("code is not contiguous")?, n, input.slice("table")?)?;
+            let quotients =
+                rows.weights.chunks(n).zip(&rows.sums).flat_map(|(w, &s)| w.iter().map(move |&w| w as f32 / s as f32));
+            output.put("value", x.shape(), quotients.collect::<Vec<f32>>())?;
+        }
         "LogIntSoftmax" => {
             let constants = LogIntSoftmax {
                 exp_table: input.slice("exp_table")?,
@@ -310,6 +320,11 @@ fn params(op: &str, input: &Named) -> Result<Named> {
         }
         "LogDequantize" => {
             let table = log_dequantize_table(small("bits")?, small("r")?)?;
+            output.put("table", &[table.len()], table)?;
+        }
+        "LogNormalize" => {
+            let n = usize::try_from(input.scalar::<i64>("n")?)?;
+            let table = log_normalize_table(small("bits")?, small("r")?, n)?;
             output.put("table", &[table.len()], table)?;
         }
         "LogIntSoftmax" => {

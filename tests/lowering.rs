@@ -362,7 +362,10 @@ fn log2_codes_of_four_and_eight_bits() {
             "attn_layer: {{intSoft: {{bit_type: {{bits: {bits}, signed: false}}, quantization_method: Log2, log2_fraction_bits: {r}}}}}"
         );
         let (model, plan, _) = lowered(&variant(&yaml), Target::Integer);
-        assert_eq!(plan.site("blocks.0.intSoft").unwrap().scheme, Scheme::Log2 { bits, fraction_bits: r, scale: 1.0 });
+        assert_eq!(
+            plan.site("blocks.0.intSoft").unwrap().scheme,
+            Scheme::Log2 { bits, fraction_bits: r, scale: 1.0, normalized: false }
+        );
         let constant = |name: &str| model.graph.constant(model.graph.value(name).unwrap()).unwrap();
         assert_eq!(constant("probs_top").to_i64().unwrap(), [(1 << bits) - 1]);
         let values = constant("probs_values").to_f32().unwrap();
@@ -373,11 +376,39 @@ fn log2_codes_of_four_and_eight_bits() {
 }
 
 #[test]
+fn normalised_log2_codes_sum_to_one() {
+    let yaml = |normalize: bool| {
+        format!("attn_layer: {{intSoft: {{bit_type: {{bits: 4}}, quantization_method: Log2, log2_normalize: {normalize}}}}}")
+    };
+    let (model, plan, report) = lowered(&variant(&yaml(true)), Target::Integer);
+    let scheme = Scheme::Log2 { bits: 4, fraction_bits: 0, scale: 1.0, normalized: true };
+    assert_eq!(plan.site("blocks.0.intSoft").unwrap().scheme, scheme);
+    let count =
+        |op: &str| model.graph.ops().into_iter().filter(|&id| model.graph.op(id).unwrap().op.is_in("ai.vitq", op)).count();
+    assert_eq!((count("LogNormalize"), count("LogDequantize"), report.custom_ops), (1, 0, 5));
+    let (plain, _, _) = lowered(&variant(&yaml(false)), Target::Integer);
+    let sums = |model: &Model| {
+        let engine = Engine::new(model, &["probs".to_owned()], &EngineOptions::default()).unwrap();
+        let mut sums = Vec::new();
+        let mut see = |_: usize, shape: &[usize], x: &[f32]| {
+            sums.extend(x.chunks(shape[shape.len() - 1]).map(|row| row.iter().map(|&p| f64::from(p)).sum::<f64>()));
+        };
+        engine.session().unwrap().run(&[("image", Images::image(0).view())], &mut see).unwrap();
+        sums
+    };
+    assert!(sums(&model).iter().all(|s| (s - 1.0).abs() < 1e-6) && !sums(&model).is_empty());
+    assert!(sums(&plain).iter().any(|s| (s - 1.0).abs() > 0.01));
+}
+
+#[test]
 fn log2_codes_reach_far_enough_whatever_their_width() {
     for (bits, r) in [(4, 0), (5, 0), (6, 1), (7, 2), (8, 3)] {
         let yaml = format!("attn_layer: {{intSoft: {{bit_type: {{bits: {bits}}}}}}}");
         let (_, plan) = planned(&variant(&yaml), Target::Integer);
-        assert_eq!(plan.site("blocks.0.intSoft").unwrap().scheme, Scheme::Log2 { bits, fraction_bits: r, scale: 1.0 });
+        assert_eq!(
+            plan.site("blocks.0.intSoft").unwrap().scheme,
+            Scheme::Log2 { bits, fraction_bits: r, scale: 1.0, normalized: false }
+        );
     }
 }
 
@@ -682,15 +713,27 @@ fn edited_plans_that_do_not_fit_are_refused() {
         ),
         (
             "a value's scheme for a constant",
-            refused(|p| site(p, "blocks.0.mlp_fc1").scheme = Scheme::Log2 { bits: 8, fraction_bits: 0, scale: 1.0 }),
+            refused(|p| {
+                site(p, "blocks.0.mlp_fc1").scheme = Scheme::Log2 { bits: 8, fraction_bits: 0, scale: 1.0, normalized: false }
+            }),
         ),
         (
             "log2 codes of a step too fine",
-            refused(|p| site(p, "blocks.0.intSoft").scheme = Scheme::Log2 { bits: 8, fraction_bits: 9, scale: 1.0 }),
+            refused(|p| {
+                site(p, "blocks.0.intSoft").scheme = Scheme::Log2 { bits: 8, fraction_bits: 9, scale: 1.0, normalized: false }
+            }),
         ),
         (
             "log2 codes of no scale",
-            refused(|p| site(p, "blocks.0.intSoft").scheme = Scheme::Log2 { bits: 8, fraction_bits: 3, scale: -1.0 }),
+            refused(|p| {
+                site(p, "blocks.0.intSoft").scheme = Scheme::Log2 { bits: 8, fraction_bits: 3, scale: -1.0, normalized: false }
+            }),
+        ),
+        (
+            "normalised rows with a scale",
+            refused(|p| {
+                site(p, "blocks.0.intSoft").scheme = Scheme::Log2 { bits: 4, fraction_bits: 0, scale: 0.9, normalized: true }
+            }),
         ),
         ("a value called a constant", refused(|p| site(p, "blocks.0.mlp_fc1").site.values = vec!["fc1".to_owned()])),
     ];

@@ -20,6 +20,7 @@ pub(super) fn built_in(site: &str) -> SiteConfig {
         percentile_sigma: 0.01,
         kl_bins: 2048,
         log2_fraction_bits: log2_fraction_bits(8),
+        log2_normalize: false,
         // FQ-ViT has 3; the residual stream of augreg ViTs spans more powers of two than that.
         max_exponent: 7,
         ptf_search: true,

@@ -7,7 +7,7 @@ use super::schema::{
 use super::tree::{Key, Node, Value};
 
 /// Keys of an entry.
-const ENTRY_KEYS: [&str; 15] = [
+const ENTRY_KEYS: [&str; 16] = [
     "calibration_mode",
     "bit_type",
     "observer_type",
@@ -18,6 +18,7 @@ const ENTRY_KEYS: [&str; 15] = [
     "output_quant_enable",
     "enable_profiler",
     "log2_fraction_bits",
+    "log2_normalize",
     "max_exponent",
     "ptf_search",
     "weight_rounding",
@@ -220,6 +221,7 @@ impl<'a> Reader<'a> {
                     }
                 }
                 "log2_fraction_bits" => e.log2_fraction_bits = Some(self.integer(key, value, 0, 4)?),
+                "log2_normalize" => e.log2_normalize = Some(self.boolean(key, value)?),
                 "max_exponent" => e.max_exponent = Some(self.integer(key, value, 0, 15)?),
                 "ptf_search" => e.ptf_search = Some(self.boolean(key, value)?),
                 "weight_rounding" => {
@@ -417,6 +419,7 @@ fn over(base: &Entry, top: &Entry) -> Entry {
         percentile_sigma: top.percentile_sigma.or(base.percentile_sigma),
         kl_bins: top.kl_bins.or(base.kl_bins),
         log2_fraction_bits: top.log2_fraction_bits.or(base.log2_fraction_bits),
+        log2_normalize: top.log2_normalize.or(base.log2_normalize),
         max_exponent: top.max_exponent.or(base.max_exponent),
         ptf_search: top.ptf_search.or(base.ptf_search),
         weight_rounding: top.weight_rounding.or(base.weight_rounding),

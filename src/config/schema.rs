@@ -176,6 +176,8 @@ pub enum Key {
     KlBins,
     /// `log2_fraction_bits`
     Log2FractionBits,
+    /// `log2_normalize`
+    Log2Normalize,
     /// `ptf_search`
     PtfSearch,
     /// `max_exponent`
@@ -238,6 +240,9 @@ pub struct Entry {
     /// `log2_fraction_bits`, 0 to 4.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log2_fraction_bits: Option<u8>,
+    /// `log2_normalize`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log2_normalize: Option<bool>,
     /// `ptf_search`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ptf_search: Option<bool>,
@@ -338,6 +343,8 @@ pub struct SiteConfig {
     pub kl_bins: u32,
     /// Fraction bits r of [`Method::Log2`], 0 to 4; where none are given, as many as leave the codes 31 octaves.
     pub log2_fraction_bits: u8,
+    /// Whether [`Method::Log2`] divides the values of a row by their sum.
+    pub log2_normalize: bool,
     /// Largest exponent α_c of [`Method::Ptf`], 0 to 15.
     pub max_exponent: u8,
     /// Whether [`Method::Ptf`] searches base and zero point for the least squared error; otherwise they are those of the
@@ -384,6 +391,7 @@ impl SiteConfig {
         take!(percentile_sigma, PercentileSigma, entry.percentile_sigma);
         take!(kl_bins, KlBins, entry.kl_bins);
         take!(log2_fraction_bits, Log2FractionBits, entry.log2_fraction_bits);
+        take!(log2_normalize, Log2Normalize, entry.log2_normalize);
         take!(ptf_search, PtfSearch, entry.ptf_search);
         take!(max_exponent, MaxExponent, entry.max_exponent);
         let weight = WEIGHTS.contains(&site);

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::qdq::{Pair, Quantised};
+use super::qdq::{Log2Codes, Pair, Quantised};
 use super::{LowerError, LowerReport};
 use crate::ir::shape::Shapes;
 use crate::ir::{AI_VITQ, DType, Edit, NewOp, NodeId, OpName, Scalar, Tensor, Value};
 use crate::quant::plan::Codes;
 use crate::quant::tables::layer_norm::{LayerNormSpec, LayerNormTables};
-use crate::quant::tables::log_softmax::{LogRounding, LogSoftmaxTables, log_dequantize_table};
+use crate::quant::tables::log_softmax::{LogRounding, LogSoftmaxTables, log_dequantize_table, log_normalize_table};
 use crate::quant::tables::lut::{Activation, activation_table, channel_tables};
 use crate::quant::tables::{Affine, CodeType, TableError};
 
@@ -57,11 +57,15 @@ pub(super) fn lower(
     Ok(())
 }
 
+/// The ops that turn log2 codes into real values.
+const DEQUANTISERS: [&str; 2] = ["LogDequantize", "LogNormalize"];
+
 /// Notes the values that were to become log2 codes and did not.
 pub(super) fn report_float_softmaxes(edit: &Edit<'_>, quantised: &Quantised, report: &mut LowerReport) {
     for name in quantised.log2.keys() {
         let producer = edit.value(name).map(|v| v.node);
-        if let Some(id) = producer.filter(|&id| !edit.op(id).is_some_and(|o| o.op.is_in(AI_VITQ, "LogDequantize"))) {
+        if let Some(id) = producer.filter(|&id| !edit.op(id).is_some_and(|o| DEQUANTISERS.iter().any(|d| o.op.is_in(AI_VITQ, d))))
+        {
             let known = edit.describe(id);
             if !report.notes.iter().any(|n| n.starts_with(&known)) {
                 report.notes.push(format!(
@@ -237,8 +241,8 @@ fn row_length(shapes: &Shapes, value: Value) -> usize {
     shapes.shape(value).and_then(|s| s.last()).and_then(|d| d.as_size()).unwrap_or(LONGEST)
 }
 
-fn log_softmax(edit: &mut Edit<'_>, id: NodeId, x: &Pair, row: usize, (bits, r, scale): (u8, u8, f32)) -> Result<(), TableError> {
-    let (bits, r) = (u32::from(bits), u32::from(r));
+fn log_softmax(edit: &mut Edit<'_>, id: NodeId, x: &Pair, row: usize, log2: Log2Codes) -> Result<(), TableError> {
+    let (bits, r) = (u32::from(log2.bits), u32::from(log2.fraction_bits));
     if x.coding.bits > 8 || x.scales.len() != 1 {
         return Err(TableError::Parameter {
             what: "the width of the scores' codes",
@@ -247,7 +251,12 @@ fn log_softmax(edit: &mut Edit<'_>, id: NodeId, x: &Pair, row: usize, (bits, r, 
         });
     }
     let tables = LogSoftmaxTables::new(affine(x).scale, row, bits, r, LogRounding::default())?;
-    let values: Vec<f32> = log_dequantize_table(bits, r)?.into_iter().map(|v| v * scale).collect();
+    let (dequantiser, values) = if log2.normalized {
+        ("LogNormalize", Tensor::vector(&log_normalize_table(bits, r, row)?))
+    } else {
+        let values: Vec<f32> = log_dequantize_table(bits, r)?.into_iter().map(|v| v * log2.scale).collect();
+        ("LogDequantize", Tensor::vector(&values))
+    };
     let float = Value { node: id, port: 0 };
     let name = edit.value_name(float).to_owned();
     let init = |edit: &mut Edit<'_>, what: &str, t: Tensor| edit.add_init(id, &format!("{name}_{what}"), t);
@@ -262,8 +271,8 @@ fn log_softmax(edit: &mut Edit<'_>, id: NodeId, x: &Pair, row: usize, (bits, r, 
     ];
     let new = NewOp::new(OpName::new(AI_VITQ, "LogIntSoftmax"), &format!("{name}_codes"));
     let codes = edit.add(id, new.inputs(inputs));
-    let table = init(edit, "values", Tensor::vector(&values));
-    let new = NewOp::new(OpName::new(AI_VITQ, "LogDequantize"), &format!("{name}_dequantized"));
+    let table = init(edit, "values", values);
+    let new = NewOp::new(OpName::new(AI_VITQ, dequantiser), &format!("{name}_dequantized"));
     let value = edit.add(id, new.inputs([codes, table]));
     edit.replace(float, value);
     Ok(())

@@ -3,10 +3,11 @@
 use super::LowerError;
 use crate::ir::{Function, text};
 
-const SOURCES: [(&str, &str); 7] = [
+const SOURCES: [(&str, &str); 8] = [
     ("PtfLayerNorm", include_str!("functions/PtfLayerNorm.onnxtxt")),
     ("LogIntSoftmax", include_str!("functions/LogIntSoftmax.onnxtxt")),
     ("LogDequantize", include_str!("functions/LogDequantize.onnxtxt")),
+    ("LogNormalize", include_str!("functions/LogNormalize.onnxtxt")),
     ("LutGelu", include_str!("functions/LutGelu.onnxtxt")),
     ("Lut", include_str!("functions/Lut.onnxtxt")),
     ("ChannelLutGelu", include_str!("functions/ChannelLutGelu.onnxtxt")),

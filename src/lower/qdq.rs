@@ -11,8 +11,8 @@ use crate::quant::plan::{Codes, Scheme, SitePlan, exponents_from_text};
 #[derive(Debug, Default)]
 pub(super) struct Quantised {
     pub(super) values: BTreeMap<String, Pair>,
-    /// Softmax outputs that become log2 codes: name → (bits, fraction bits, scale).
-    pub(super) log2: BTreeMap<String, (u8, u8, f32)>,
+    /// Softmax outputs that become log2 codes, by name.
+    pub(super) log2: BTreeMap<String, Log2Codes>,
 }
 
 /// One value's codes and their meaning.
@@ -44,6 +44,15 @@ fn misfit(site: &SitePlan, value: &str, what: impl Into<String>) -> LowerError {
     let first = site.site.values.first().map_or("", String::as_str);
     let value = if value.is_empty() { first } else { value };
     LowerError::Misfit { site: site.name.clone(), value: value.to_owned(), what: what.into() }
+}
+
+/// The codes of [`Scheme::Log2`].
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Log2Codes {
+    pub(super) bits: u8,
+    pub(super) fraction_bits: u8,
+    pub(super) scale: f32,
+    pub(super) normalized: bool,
 }
 
 /// The value of a name, which no site before this one has quantised.
@@ -143,18 +152,22 @@ pub(super) fn lower_values(
                 exponents_from_text(exponents).ok_or_else(|| misfit(site, "", "exponents are not hexadecimal digits"))?;
             (*codes, *scale, *zero_point, parsed)
         }
-        Scheme::Log2 { bits, fraction_bits, scale } => {
-            if !(4..=8).contains(bits) || *fraction_bits > 4 {
+        &Scheme::Log2 { bits, fraction_bits, scale, normalized } => {
+            if !(4..=8).contains(&bits) || fraction_bits > 4 {
                 let what = format!("4 to 8 bits with 0 to 4 fraction bits needed, found {bits} with {fraction_bits}");
                 return Err(misfit(site, site.site.observed(), what));
             }
-            if !(scale.is_finite() && *scale > 0.0) {
+            if !(scale.is_finite() && scale > 0.0) {
                 return Err(misfit(site, site.site.observed(), format!("a positive scale needed, found {scale}")));
+            }
+            if normalized && scale != 1.0 {
+                let what = format!("a normalized row has no scale of its own, found {scale}: leave it out");
+                return Err(misfit(site, site.site.observed(), what));
             }
             // What only moves the codes on reads them dequantised.
             for name in site.site.values.iter().take(1) {
                 find(edit, site, name, out)?;
-                out.log2.insert(name.clone(), (*bits, *fraction_bits, *scale));
+                out.log2.insert(name.clone(), Log2Codes { bits, fraction_bits, scale, normalized });
             }
             return Ok(0);
         }

@@ -16,8 +16,8 @@ pub struct FakeQuant {
 enum Kind {
     /// Codes less the zero point lie within these bounds.
     Linear { low: f32, high: f32 },
-    /// `scale · 2^(−q / 2^fraction_bits)`, of which the code `top` is 0.
-    Log2 { steps: f32, top: f32, scale: f32 },
+    /// `scale · 2^(−q / 2^fraction_bits)`, of which the code `top` is 0; `normalized`, over the sum of its row.
+    Log2 { steps: f32, top: f32, scale: f32, normalized: bool },
     /// Held within ±bound, in float.
     Clip { bound: f32 },
 }
@@ -49,10 +49,10 @@ impl FakeQuant {
                 let scales = exponents_from_text(exponents)?.into_iter().map(|e| scale * f32::from(1u16 << e.min(15)));
                 Some(linear(*codes, *zero_point, scales.collect()))
             }
-            Scheme::Log2 { bits, fraction_bits, scale } => {
+            Scheme::Log2 { bits, fraction_bits, scale, normalized } => {
                 let top = f32::from(1u16 << bits) - 1.0;
                 let steps = f32::from(1u16 << fraction_bits);
-                Some(FakeQuant { scales: Vec::new(), kind: Kind::Log2 { steps, top, scale: *scale } })
+                Some(FakeQuant { scales: Vec::new(), kind: Kind::Log2 { steps, top, scale: *scale, normalized: *normalized } })
             }
             Scheme::Weight { .. } => None,
         }
@@ -82,10 +82,17 @@ impl FakeQuant {
                 }
             }
             (Kind::Clip { bound }, _) => data.iter_mut().for_each(|x| *x = x.clamp(-bound, bound)),
-            (Kind::Log2 { steps, top, scale }, _) => {
-                for x in data {
-                    let code = round_half_even((-x.log2() * steps).clamp(0.0, top));
-                    *x = if code < top { scale * (-code / steps).exp2() } else { 0.0 };
+            (Kind::Log2 { steps, top, scale, normalized }, _) => {
+                for row in data.chunks_mut(channels.max(1)) {
+                    let mut sum = 0.0f32;
+                    for x in row.iter_mut() {
+                        let code = round_half_even((-x.log2() * steps).clamp(0.0, top));
+                        *x = if code < top { scale * (-code / steps).exp2() } else { 0.0 };
+                        sum += *x;
+                    }
+                    if normalized && sum > 0.0 {
+                        row.iter_mut().for_each(|x| *x /= sum);
+                    }
                 }
             }
         }
@@ -162,7 +169,8 @@ mod tests {
 
         #[test]
         fn log2_codes_are_within_half_a_step_or_nothing(p in 1e-6f32..1.0, r in 0u8..4, scale in 0.9f32..1.1) {
-            let fake = FakeQuant::of(&Scheme::Log2 { bits: 4, fraction_bits: r, scale }).unwrap();
+            let scheme = Scheme::Log2 { bits: 4, fraction_bits: r, scale, normalized: false };
+            let fake = FakeQuant::of(&scheme).unwrap();
             let mut out = [p];
             fake.apply(&mut out, 1);
             let steps = f64::from(1u32 << r);
@@ -172,6 +180,16 @@ mod tests {
             let near = ((-f64::from(p).log2() * steps).fract() - 0.5).abs() < 1e-3;
             prop_assert!(near || (f64::from(out[0]) - want).abs() < 1e-5, "{p}: {} for {want}", out[0]);
         }
+    }
+
+    #[test]
+    fn normalised_rows_are_divided_by_their_own_sums() {
+        let scheme = Scheme::Log2 { bits: 4, fraction_bits: 0, scale: 1.0, normalized: true };
+        // Codes 1, 2, 2 and 2, 3, the top code; a row of nothing stays one.
+        let mut x = [0.5, 0.2, 0.3, 0.24, 0.13, 1e-6, 0.0, 0.0, 0.0];
+        FakeQuant::of(&scheme).unwrap().apply(&mut x, 3);
+        let want = [0.5, 0.25, 0.25, 2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0, 0.0, 0.0];
+        assert!(x.iter().zip(want).all(|(x, w)| (x - w).abs() < 1e-6), "{x:?}");
     }
 
     #[test]

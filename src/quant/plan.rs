@@ -85,6 +85,10 @@ pub enum Scheme {
         /// What every value is multiplied by, against the error of the rows' sums; near 1.
         #[serde(default = "one", skip_serializing_if = "is_one")]
         scale: f32,
+        /// Whether a row's values are divided by their sum, which is near 1 but not 1: what reads them then takes in a
+        /// reciprocal a row. `scale` is 1 then.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        normalized: bool,
     },
 }
 

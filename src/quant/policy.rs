@@ -163,7 +163,8 @@ fn activation(
     }
     let log2 = cfg.method == Method::Log2 && log2_possible(facts, config, site, cfg, target, &mut notes);
     let scheme = if log2 {
-        Scheme::Log2 { bits: cfg.bits, fraction_bits: cfg.log2_fraction_bits, scale: 1.0 }
+        let (fraction_bits, normalized) = (cfg.log2_fraction_bits, cfg.log2_normalize);
+        Scheme::Log2 { bits: cfg.bits, fraction_bits, scale: 1.0, normalized }
     } else if ptf {
         ptf_scheme(seen, cfg, codes, if hidden { SHARED } else { 0.0 }).map_err(failed)?
     } else {

@@ -4,7 +4,7 @@
 //! logarithms and erf come from the `libm` crate, so that the same parameters give the same tables on every machine.
 //!
 //! - [`lut`] – an activation as a table (`Lut`, `LutGelu`), or as one for each pair of exponents (`ChannelLut`, `ChannelLutGelu`)
-//! - [`log_softmax`] – `LogIntSoftmax` and the table of `LogDequantize`
+//! - [`log_softmax`] – `LogIntSoftmax` and the tables of `LogDequantize` and `LogNormalize`
 //! - [`layer_norm`] – `PtfLayerNorm`
 //! - [`requantize`] – a real ratio as multiplier and shift
 

@@ -70,15 +70,16 @@ pub fn capped(site: &SitePlan, lower: u8) -> Option<Candidate> {
 
 /// A log2 scheme with another number of fraction bits, by `finer`. `None` where there is none.
 pub fn finer(site: &SitePlan, finer: i8) -> Option<Candidate> {
-    let Scheme::Log2 { bits, fraction_bits, scale } = site.scheme else { return None };
+    let Scheme::Log2 { bits, fraction_bits, scale, normalized } = site.scheme else { return None };
     let fraction_bits = fraction_bits.checked_add_signed(finer).filter(|&r| r <= 4)?;
-    Some((Scheme::Log2 { bits, fraction_bits, scale }, format!("{fraction_bits} fraction bits")))
+    Some((Scheme::Log2 { bits, fraction_bits, scale, normalized }, format!("{fraction_bits} fraction bits")))
 }
 
 /// A log2 scheme whose values are all multiplied by a factor: rounding and the code that means 0 leave the rows' sums a little
-/// off 1, and the next requantisation takes the factor in.
+/// off 1, and the next requantisation takes the factor in. `None` where every row is divided by its sum.
 pub fn rescaled(scheme: &Scheme, percent: i32) -> Option<Candidate> {
-    let Scheme::Log2 { bits, fraction_bits, scale } = *scheme else { return None };
+    let Scheme::Log2 { bits, fraction_bits, scale, normalized: false } = *scheme else { return None };
     let scale = scale * (1.0 + percent as f32 / 100.0);
-    Some((Scheme::Log2 { bits, fraction_bits, scale }, format!("{fraction_bits} fraction bits, times {scale:.2}")))
+    let scheme = Scheme::Log2 { bits, fraction_bits, scale, normalized: false };
+    Some((scheme, format!("{fraction_bits} fraction bits, times {scale:.2}")))
 }

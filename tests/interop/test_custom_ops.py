@@ -296,6 +296,30 @@ def test_log_dequantize(kernel, bits, r):
     np.testing.assert_allclose(got, exact, rtol=6e-8, atol=1e-45)
 
 
+@pytest.mark.parametrize("bits,r", [(4, 0), (4, 1), (5, 0), (6, 1), (7, 2), (8, 3), (8, 4)])
+@pytest.mark.parametrize("length", [1, 2, 197, 577])
+def test_log_normalize(kernel, bits, r, length):
+    rng = np.random.default_rng(bits)
+    top = 2**bits - 1
+    # Of a softmax's own codes, of random ones, and rows of the same code: the first, the last, and the one that means 0.
+    scores = rng.normal(0, 1, (40, length)) * rng.uniform(0, 6, (40, 1))
+    p = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    soft = np.clip(np.round(-np.log2(p) * 2**r), 0, top)
+    same = np.repeat([[0], [top - 1], [top]], length, axis=1)
+    data = np.concatenate([soft, rng.integers(0, top + 1, (20, length)), same]).astype(U8)
+    parameters = {"bits": np.int64(bits), "r": np.int64(r), "n": np.int64(length)}
+    constants = kernel("LogNormalize", parameters, params=True)
+    got = everywhere(kernel, "LogNormalize", data, constants, np.float32)
+    exact = np.where(data == top, 0, 2.0 ** (-data.astype(float) / 2**r))
+    total = exact.sum(-1, keepdims=True)
+    exact = np.divide(exact, total, out=np.zeros_like(exact), where=total > 0)
+    # Weights are integers of 2^-20: of a row's own codes the largest weight is 2^-10 or more at these lengths.
+    np.testing.assert_allclose(got[:40], exact[:40], atol=2.0**-20 * 2**10, rtol=1e-6)
+    assert np.array_equal(got[-1], np.zeros(length))
+    sums = got.astype(float).sum(-1)
+    np.testing.assert_allclose(sums[:40][soft.min(-1) < top], 1, rtol=1e-5)
+
+
 # LogIntSoftmax
 
 
@@ -492,7 +516,7 @@ def test_the_square_root_in_the_body_is_exact():
 def test_bodies_use_no_float_and_no_attribute_reference():
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
     files = sorted(FUNCTIONS.glob("*.onnxtxt"))
-    assert {f.stem for f in files} >= {"Lut", "LutGelu", "LogDequantize", "LogIntSoftmax", "PtfLayerNorm"}
+    assert {f.stem for f in files} >= {"Lut", "LutGelu", "LogDequantize", "LogNormalize", "LogIntSoftmax", "PtfLayerNorm"}
     for file in files:
         function = onnx.parser.parse_function(file.read_text())
         assert not function.attribute and not function.attribute_proto, file.name

@@ -30,7 +30,7 @@ fn table(config: &Config) -> String {
     for (section, site) in SITES {
         let c = config.resolve(None, site);
         let extra = match (c.method, c.observer) {
-            (Method::Log2, _) => format!(" r={}", c.log2_fraction_bits),
+            (Method::Log2, _) => format!(" r={}{}", c.log2_fraction_bits, if c.log2_normalize { " normalized" } else { "" }),
             (Method::Ptf, _) => format!(" max_exponent={}", c.max_exponent),
             (_, Observer::Percentile) => {
                 format!(" alpha={} sigma={}", c.percentile_alpha, c.percentile_sigma)

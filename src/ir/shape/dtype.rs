@@ -34,6 +34,10 @@ pub(super) fn i32_(_: &Ctx, _: usize) -> Option<DType> {
     Some(DType::I32)
 }
 
+pub(super) fn f32_(_: &Ctx, _: usize) -> Option<DType> {
+    Some(DType::F32)
+}
+
 pub(super) fn u8_(_: &Ctx, _: usize) -> Option<DType> {
     Some(DType::U8)
 }

@@ -118,6 +118,7 @@ fn custom(op: &str) -> Option<Entry> {
     match op {
         // x, table, and rows a channel: the element type is the table's.
         "Lut" | "LutGelu" | "ChannelLut" | "ChannelLutGelu" | "LogDequantize" => entry(dtype::like1, ew::same),
+        "LogNormalize" => entry(dtype::f32_, ew::same),
         "LogIntSoftmax" => entry(dtype::u8_, ew::same),
         "PtfLayerNorm" => entry(ptf_layer_norm, ew::same),
         _ => None,

@@ -1,4 +1,4 @@
-//! The constants of `LogIntSoftmax` and the table of `LogDequantize`.
+//! The constants of `LogIntSoftmax` and the tables of `LogDequantize` and `LogNormalize`.
 
 use super::{TableError, check_positive, check_range};
 
@@ -63,9 +63,8 @@ impl LogSoftmaxTables {
     pub fn new(scale: f64, n: usize, bits: u32, r: u32, rounding: LogRounding) -> Result<Self, TableError> {
         check_positive("the scale of the scores", scale)?;
         check_codes(bits, r)?;
-        // From 2^15 on, 16 bits would be left for the largest exponential.
-        check_range("the length of a softmax row", i64::try_from(n).unwrap_or(i64::MAX), 1..=(1 << 15) - 1, "1 to 32767")?;
-        let exp_bits = (0..=EXP_BITS_MAX).rev().find(|&b| (n as u64) << b < 1 << 31).unwrap_or(0);
+        check_row(n)?;
+        let exp_bits = whole_bits(n, EXP_BITS_MAX);
         let one = f64::from(1u32 << exp_bits);
         let unit = f64::from(1u32 << F);
         let exp_table = (0..256).map(|d| (one * libm::exp(-scale * f64::from(d))).round_ties_even() as i32).collect();
@@ -94,6 +93,33 @@ pub fn log_dequantize_table(bits: u32, r: u32) -> Result<Vec<f32>, TableError> {
     check_codes(bits, r)?;
     let top = (1u32 << bits) - 1;
     Ok((0..=top).map(|code| if code == top { 0.0 } else { libm::exp2(-f64::from(code) / f64::from(1u32 << r)) as f32 }).collect())
+}
+
+/// What every log2 code of `bits` bits (4 to 8) weighs in a row of `n` that is divided by its sum, `[2^bits]`:
+/// `round(2^F · 2^(−k / 2^r))`, and 0 for the top code.
+///
+/// F is the largest up to 20 for which `n · 2^F < 2^31`: a weight is exact in float32, and no row overflows.
+///
+/// # Errors
+/// [`TableError::Parameter`] for a width, r or length out of range.
+pub fn log_normalize_table(bits: u32, r: u32, n: usize) -> Result<Vec<i32>, TableError> {
+    const WEIGHT_BITS_MAX: u32 = 20;
+    check_row(n)?;
+    let one = f64::from(1u32 << whole_bits(n, WEIGHT_BITS_MAX));
+    check_codes(bits, r)?;
+    let (top, steps) = ((1u32 << bits) - 1, f64::from(1u32 << r));
+    let weight = |code: u32| (one * libm::exp2(-f64::from(code) / steps)).round_ties_even() as i32;
+    Ok((0..=top).map(|code| if code == top { 0 } else { weight(code) }).collect())
+}
+
+/// The most bits, up to `most`, with which `n` ones sum to less than 2^31.
+fn whole_bits(n: usize, most: u32) -> u32 {
+    (0..=most).rev().find(|&b| (n as u64) << b < 1 << 31).unwrap_or(0)
+}
+
+/// From 2^15 on, 16 bits would be left for the largest value of a row.
+fn check_row(n: usize) -> Result<(), TableError> {
+    check_range("the length of a softmax row", i64::try_from(n).unwrap_or(i64::MAX), 1..=(1 << 15) - 1, "1 to 32767")
 }
 
 fn check_codes(bits: u32, r: u32) -> Result<(), TableError> {
@@ -142,6 +168,10 @@ mod tests {
         let t = log_dequantize_table(8, 3).unwrap();
         assert_eq!((t[8], t[16], t[255]), (0.5, 0.25, 0.0));
         assert!((f64::from(t[4]) - 0.5f64.sqrt()).abs() < 1e-7);
+        let t = log_normalize_table(4, 0, 197).unwrap();
+        assert_eq!((t.len(), t[0], t[1], t[14], t[15]), (16, 1 << 20, 1 << 19, 1 << 6, 0));
+        let t = log_normalize_table(8, 3, 32767).unwrap();
+        assert_eq!((t[0], t[8], t[4], t[255]), (1 << 16, 1 << 15, 46341, 0));
     }
 
     #[test]
@@ -160,6 +190,7 @@ mod tests {
             assert!(new(scale, n, bits, r).is_err(), "{scale} {n} {bits} {r}");
         }
         assert!(log_dequantize_table(3, 0).is_err());
+        assert!(log_normalize_table(3, 0, 197).is_err() && log_normalize_table(4, 0, 0).is_err());
         assert_eq!(new(50.0, 197, 4, 0).unwrap().log_step, 1 << 22);
     }
 }

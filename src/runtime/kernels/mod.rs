@@ -10,11 +10,13 @@
 //! | `Lut`, `LutGelu`, `LogDequantize` | [`lut::lookup`] | a table read by the bits of a code |
 //! | `ChannelLut`, `ChannelLutGelu` | [`lut::lookup_by_channel`] | a row of a table for each channel, read by the bits of a code |
 //! | `LogIntSoftmax` | [`log_softmax::log_int_softmax`] | softmax as a log2 code |
+//! | `LogNormalize` | [`log_normalize::log_normalize`] | log2 codes as weights, and the sums of their rows |
 //! | `PtfLayerNorm` | [`layer_norm::ptf_layer_norm`] | LayerNorm of codes with a power-of-two multiplier a channel |
 //! | – | [`requantize::Requantizer`] | int32 accumulator to code |
 
 pub mod isqrt;
 pub mod layer_norm;
+pub mod log_normalize;
 pub mod log_softmax;
 pub mod lut;
 pub mod requantize;

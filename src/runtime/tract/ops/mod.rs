@@ -15,7 +15,7 @@ use crate::ir::{AI_ONNX, AI_VITQ, DType, Graph, NodeId, Tensor as Constant, Valu
 
 /// The operators of domain `ai.vitq` that are implemented here.
 pub(super) const VITQ_OPS: &[&str] =
-    &["PtfLayerNorm", "LogIntSoftmax", "LogDequantize", "LutGelu", "Lut", "ChannelLutGelu", "ChannelLut"];
+    &["PtfLayerNorm", "LogIntSoftmax", "LogDequantize", "LogNormalize", "LutGelu", "Lut", "ChannelLutGelu", "ChannelLut"];
 
 /// An operator of ours and the values that it reads at run time.
 pub(super) struct Built {
@@ -36,6 +36,7 @@ pub(super) fn build(g: &Graph, id: NodeId) -> Result<Option<Built>, EngineError>
         (AI_VITQ, "PtfLayerNorm") => vitq::ptf_layer_norm_op(&p)?,
         (AI_VITQ, "LogIntSoftmax") => vitq::log_int_softmax_op(&p)?,
         (AI_VITQ, "LogDequantize") => vitq::table(&p, "LogDequantize")?,
+        (AI_VITQ, "LogNormalize") => vitq::log_normalize_op(&p)?,
         (AI_VITQ, "LutGelu") => vitq::table(&p, "LutGelu")?,
         (AI_VITQ, "Lut") => vitq::table(&p, "Lut")?,
         (AI_VITQ, "ChannelLutGelu") => vitq::channel_table(&p, "ChannelLutGelu")?,

@@ -6,6 +6,7 @@ use tract_onnx::tract_hir::internal::*;
 use super::{Built, Params, elementwise, slice};
 use crate::runtime::kernels::Code;
 use crate::runtime::kernels::layer_norm::{PtfLayerNorm, ptf_layer_norm};
+use crate::runtime::kernels::log_normalize::log_normalize;
 use crate::runtime::kernels::log_softmax::{LogIntSoftmax, log_int_softmax};
 use crate::runtime::kernels::lut::{lookup, lookup_by_channel};
 use crate::runtime::tract::{EngineError, convert};
@@ -191,6 +192,42 @@ pub(super) fn log_int_softmax_op(p: &Params<'_>) -> Result<Built, EngineError> {
         top: p.integer(6)?,
     };
     Ok(elementwise(op, p.data(0)?, None, DatumType::U8))
+}
+
+/// `LogNormalize` over the last axis.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Normalize {
+    table: Vec<i32>,
+}
+
+impl Op for Normalize {
+    fn name(&self) -> StaticName {
+        "LogNormalize".into()
+    }
+    op_as_typed_op!();
+}
+
+impl EvalOp for Normalize {
+    op_out_of_plan!();
+    fn eval(&self, _: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let x = args_1!(inputs);
+        let n = x.shape().last().copied().unwrap_or(1);
+        let rows = with_code!(x.datum_type(), X => log_normalize(slice::<X>(&x)?, n, &self.table)?);
+        let quotients = |(row, &sum): (&[i32], &i32)| row.iter().map(move |&w| w as f32 / sum as f32).collect::<Vec<_>>();
+        let values: Vec<f32> = rows.weights.chunks_exact(n).zip(&rows.sums).flat_map(quotients).collect();
+        output(x.shape(), &values)
+    }
+}
+
+impl TypedOp for Normalize {
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        Ok(tvec!(f32::fact(inputs[0].shape.clone())))
+    }
+    as_op!();
+}
+
+pub(super) fn log_normalize_op(p: &Params<'_>) -> Result<Built, EngineError> {
+    Ok(elementwise(Normalize { table: p.integers(1)? }, p.data(0)?, None, DatumType::F32))
 }
 
 /// `PtfLayerNorm` over the last axis.
