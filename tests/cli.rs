@@ -318,8 +318,35 @@ fn analyze_ranks_every_activation_site() {
         }
     }
     assert!(said.contains(sites[0]["site"].as_str().unwrap()) && said.contains("Weights alone"), "{said}");
+    // What is left without a site is noise too.
+    let number = |v: &serde_json::Value| v.as_f64().unwrap();
+    let measured = number(&found["measured"]);
+    assert!(measured > number(&found["weights"]), "{measured}");
+    assert!(sites.iter().all(|s| number(&s["on_top"]) < measured) && sites.iter().any(|s| number(&s["on_top"]) > 0.0));
     let json = b.ok(&with(&["analyze", VIT, "--json"], &images));
     assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap(), found);
+}
+
+#[test]
+fn a_budget_widens_and_needs_a_search() {
+    let b = Bench::new();
+    let widened = |budget: &str| {
+        let said: serde_json::Value =
+            serde_json::from_str(&b.compile("integer", "b.onnx", &["--json", "--budget", budget])).unwrap();
+        let count = |q: &serde_json::Value| if q["bits"] == 16 { q["sites"].as_u64().unwrap() } else { 0 };
+        said["quantised"].as_array().unwrap().iter().map(count).sum::<u64>()
+    };
+    let (cheap, dear) = (widened("1x"), widened("60dB"));
+    assert!(cheap > 0 && dear > cheap, "{cheap} {dear}");
+    assert_eq!(widened("60dB,1x"), cheap);
+    let args = with(&["compile", VIT, "-o", "@/no.onnx", "--calib", CALIB, "--effort", "fast", "--budget", "20dB"], &IMAGES);
+    let error = b.fails(&args);
+    assert!(error.contains("--effort fast"), "{error}");
+    for bad in ["0.5x", "20", "99dB", "x"] {
+        let out = b.run(&with(&["compile", VIT, "-o", "@/no.onnx", "--calib", CALIB, "--budget", bad], &IMAGES));
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(out.status.code() == Some(2) && said.contains("1dB to 60dB"), "{bad}: {said}");
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use vitq::tune::cost::Cost;
 use vitq::tune::damage::Walk;
 use vitq::tune::objective::{Distance, Objective};
 use vitq::tune::search::{Damage, damages, refine};
-use vitq::tune::widths::{leave_in_float, widen, with_bits};
+use vitq::tune::widths::{Goal, bits_of, leave_in_float, widen, with_bits};
 
 const MODEL: &str = "models/digits/vit_digits.onnx";
 
@@ -187,7 +187,9 @@ fn widening_reaches_what_it_predicts() {
     let reference = float.outputs(&float.float()).unwrap();
     let before = -10.0 * noise(&reference, &b.simulated(&plan)).log10();
     let goal = before + 2.0;
-    let widened = widen(&mut plan, &b.damages(), 0.0, 16, goal);
+    let cost = Cost::of(&b.source.model.graph, &b.source.vit.sites);
+    let enough = Goal { noise: 10f64.powf(-goal / 10.0), cost: f64::INFINITY };
+    let widened = widen(&mut plan, &b.damages(), 0.0, &cost, 16, enough);
     // Not all that could be: kv_act and intSoft of four blocks cannot.
     assert!(!widened.is_empty() && widened.len() < b.damages().len() - 8, "{}", widened.len());
     assert!(widened.windows(2).all(|pair| pair[0].share >= pair[1].share), "those that do most come first");
@@ -196,6 +198,39 @@ fn widening_reaches_what_it_predicts() {
     for site in plan.sites.iter().filter(|s| s.scheme.bits() == 16) {
         assert!(!site.name.ends_with("kv_act") && !site.name.ends_with("intSoft"), "{}", site.name);
         assert!(site.search.as_ref().unwrap().starts_with("16 bits"), "{:?}", site.search);
+    }
+}
+
+#[test]
+fn widening_keeps_within_what_it_may_cost() {
+    let b = Bench::int8(Target::Integer);
+    let cost = Cost::of(&b.source.model.graph, &b.source.vit.sites);
+    let damages = b.damages();
+    let before = cost.mac_bits(&bits_of(&b.plan));
+    let mut fewer = 0;
+    for times in [1.0, 1.2, 4.0] {
+        let mut plan = b.plan.clone();
+        let widened = widen(&mut plan, &damages, 0.0, &cost, 16, Goal { noise: 0.0, cost: times });
+        let after = cost.mac_bits(&bits_of(&plan));
+        assert!(after as f64 <= before as f64 * times, "{times}: {before} {after}");
+        // What no product multiplies costs nothing here.
+        assert!(widened.iter().any(|w| w.site.ends_with("residual1")) && widened.len() > fewer, "{times}: {}", widened.len());
+        fewer = widened.len();
+    }
+}
+
+#[test]
+fn a_site_on_top_of_the_others_is_what_goes_without_it() {
+    let b = Bench::int8(Target::Integer);
+    let float = b.float();
+    let reference = float.outputs(&float.float()).unwrap();
+    let codes = float.assignment(&b.plan);
+    let mut walk = Walk::toward(&float, codes.clone(), reference.clone()).unwrap();
+    for site in ["blocks.0.residual1", "blocks.3.mlp_act"] {
+        let mut without = codes.clone();
+        float.set(&mut without, site, None);
+        let want = Distance::between(&reference, &float.outputs(&without).unwrap()).ratio();
+        assert_eq!(walk.noise(site, None).unwrap(), want, "{site}");
     }
 }
 

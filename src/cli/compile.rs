@@ -28,7 +28,7 @@ const COMPARED_FAST: usize = 8;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   vitq compile model.onnx --calib images/ --preprocess imagenet -o model.int8.onnx
-  vitq compile model.onnx --calib images/ --preprocess inception --target onnxruntime -o out.onnx
+  vitq compile model.onnx --calib images/ --preprocess inception --budget 25dB,1.5x -o out.onnx
   vitq compile model.onnx --calib x.npy --config my.yaml --save-plan plan.json -o out.onnx")]
 pub(super) struct Args {
     /// The float model
@@ -133,7 +133,8 @@ pub(super) fn run(args: Args, terminal: &Terminal) -> Result<(), CliError> {
 }
 
 fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, CliError> {
-    let config = args.config.load(terminal)?;
+    let mut config = args.config.load(terminal)?;
+    args.effort.configure(&mut config)?;
     let source = pipeline::load(&args.model)?;
     source.require_sites()?;
     let feed = Feed::new(&args.model, &source.model, &args.data.data_options(&config))?;

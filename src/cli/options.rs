@@ -144,9 +144,54 @@ pub(super) struct Searching {
     /// How long to search for better parameters by their effect on the model's output
     #[arg(long, value_enum, value_name = "LEVEL", default_value_t = Effort::Default)]
     effort: Effort,
+
+    /// Widen the sites that do most damage to 16 bits: until the outputs are predicted to have so many decibels (25dB), or for as
+    /// long as the products cost at most so many times as much (1.5x); both may be given
+    #[arg(long, value_name = "NdB|Nx", value_delimiter = ',')]
+    budget: Vec<Budget>,
+}
+
+/// How far sites are widened.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Budget {
+    /// Predicted SQNR of the outputs.
+    Decibels(f64),
+    /// Times the cost of the products.
+    Cost(f64),
+}
+
+impl std::str::FromStr for Budget {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Budget, String> {
+        let number = |part: &str, low: f64, high: f64| part.trim().parse::<f64>().ok().filter(|v| (low..=high).contains(v));
+        let lower = text.trim().to_ascii_lowercase();
+        let decibels = lower.strip_suffix("db").and_then(|n| number(n, 1.0, 60.0)).map(Budget::Decibels);
+        let cost = lower.strip_suffix('x').and_then(|n| number(n, 1.0, 4.0)).map(Budget::Cost);
+        decibels.or(cost).ok_or_else(|| "give decibels from 1dB to 60dB, or a cost from 1x to 4x".to_owned())
+    }
 }
 
 impl Searching {
+    /// Puts what is asked for here in the place of what the configuration says.
+    pub(super) fn configure(&self, config: &mut Config) -> Result<(), CliError> {
+        if !self.budget.is_empty() && !self.searches() {
+            let what = "--budget needs a search: leave --effort fast out, or the budget";
+            return Err(CliError::Refused(what.to_owned()));
+        }
+        let search = &mut config.search;
+        if !self.budget.is_empty() {
+            (search.widen_to_db, search.widen_to_cost, search.clip) = (None, None, false);
+        }
+        for budget in &self.budget {
+            match *budget {
+                Budget::Decibels(db) => search.widen_to_db = Some(db),
+                Budget::Cost(times) => search.widen_to_cost = Some(times),
+            }
+        }
+        Ok(())
+    }
+
     /// Whether to search at all.
     pub(super) fn searches(&self) -> bool {
         self.effort != Effort::Fast

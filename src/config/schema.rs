@@ -285,13 +285,23 @@ pub struct Search {
     pub ranges: bool,
     /// Sites are widened to 16 bits until the outputs are predicted to have this SQNR, in dB; `None` widens nothing.
     pub widen_to_db: Option<f64>,
+    /// Sites are widened to 16 bits for as long as the products cost at most so many times what they cost before
+    /// (multiply-accumulates × bits × bits), 1 to 4; `None` widens nothing, or whatever `widen_to_db` wants.
+    pub widen_to_cost: Option<f64>,
     /// On a target that mixes integers and float: the share of the multiply-accumulates that may be left in float, 0 to 1.
     pub float_share: f64,
 }
 
 impl Default for Search {
     fn default() -> Self {
-        Search { clip: true, ranges: true, widen_to_db: None, float_share: 0.05 }
+        Search { clip: true, ranges: true, widen_to_db: None, widen_to_cost: None, float_share: 0.05 }
+    }
+}
+
+impl Search {
+    /// Whether sites are widened.
+    pub fn widens(&self) -> bool {
+        self.widen_to_db.is_some() || self.widen_to_cost.is_some()
     }
 }
 

@@ -10,11 +10,11 @@ use crate::config::Config;
 use crate::quant::{QuantPlan, Target};
 use crate::report::sensitivity::{FrontierPoint, Sensitivity, SiteSensitivity};
 use crate::runtime::tract::{EngineError, EngineOptions};
-use crate::tune::cost::{Cost, Product};
+use crate::tune::cost::Cost;
 use crate::tune::damage::Walk;
 use crate::tune::objective::{Assignment, Distance, Objective};
 use crate::tune::search::{Change, Damage, damages, refine};
-use crate::tune::widths::{Widening, leave_in_float, may_widen, widen};
+use crate::tune::widths::{Goal, Widening, bits_of, leave_in_float, may_widen, widen};
 
 /// Samples that damage is measured on, unless more are asked for.
 pub const MEASURED_ON: usize = 16;
@@ -33,16 +33,8 @@ fn improve(damages: &mut [Damage], changes: &[Change]) {
 }
 
 fn point(widened: String, sites: usize, noise: f64, cost: &Cost, bits: &BTreeMap<String, u8>) -> FrontierPoint {
-    // What is no site is in float.
-    let width = |site: &String| u64::from(bits.get(site).copied().unwrap_or(32));
-    let product = |p: &Product| p.macs * p.operands.iter().map(width).chain(std::iter::repeat(32)).take(2).product::<u64>();
-    FrontierPoint {
-        widened,
-        sites,
-        sqnr_db: -10.0 * noise.max(f64::MIN_POSITIVE).log10(),
-        weight_bits: cost.weights.iter().map(|(site, n)| n * width(site)).sum(),
-        mac_bits: cost.products.iter().map(product).sum(),
-    }
+    let sqnr_db = -10.0 * noise.max(f64::MIN_POSITIVE).log10();
+    FrontierPoint { widened, sites, sqnr_db, weight_bits: cost.weight_bits(bits), mac_bits: cost.mac_bits(bits) }
 }
 
 /// What the search needs.
@@ -100,11 +92,11 @@ impl Search<'_> {
         let objective = self.source.objective(&inputs, self.options, self.threads)?;
         let mut found = Found::unsearched(stats, plan);
         let mixes = !self.target.has_custom_ops() && wanted.float_share > 0.0;
-        if mixes || wanted.widen_to_db.is_some() {
+        let cost = Cost::of(&self.source.model.graph, &self.source.vit.sites);
+        if mixes || wanted.widens() {
             found.damages = self.damages(&objective, &objective.float(), &found.plan)?;
         }
         if mixes {
-            let cost = Cost::of(&self.source.model.graph, &self.source.vit.sites);
             // What another range would cure, float need not.
             let mut cured = found.damages.clone();
             if wanted.ranges {
@@ -116,7 +108,7 @@ impl Search<'_> {
             found.widenings = left;
         }
         let mut background = objective.float();
-        if wanted.clip && wanted.widen_to_db.is_none() {
+        if wanted.clip && !wanted.widens() {
             self.clip(&mut found)?;
             for clip in &found.clips {
                 objective.clip(&mut background, &clip.site, clip.at);
@@ -129,9 +121,13 @@ impl Search<'_> {
             found.damages = self.damages(&objective, &background, &found.plan)?;
         }
         let mut left = found.damages.clone();
-        if let Some(goal) = wanted.widen_to_db {
+        if wanted.widens() {
             let rest = self.weights_alone(&objective, &inputs, &found.plan)?;
-            found.widenings.extend(widen(&mut found.plan, &found.damages, rest, WIDE, goal));
+            let goal = Goal {
+                noise: wanted.widen_to_db.map_or(0.0, |db| 10f64.powf(-db / 10.0)),
+                cost: wanted.widen_to_cost.unwrap_or(f64::INFINITY),
+            };
+            found.widenings.extend(widen(&mut found.plan, &found.damages, rest, &cost, WIDE, goal));
             left.retain(|d| !found.widenings.iter().any(|w| w.site == d.site));
         }
         if wanted.ranges {
@@ -182,23 +178,56 @@ impl Search<'_> {
         let objective = self.source.objective(&inputs, self.options, self.threads)?;
         let mut damages = self.damages(&objective, &objective.float(), plan)?;
         damages.sort_by(|a, b| b.noise.total_cmp(&a.noise));
-        let weights = self.weights_alone(&objective, &inputs, plan)?;
+        let (weights, measured, on_top) = self.on_top(&objective, &inputs, plan)?;
         let all: f64 = damages.iter().map(|d| d.noise).sum();
         let cost = Cost::of(&self.source.model.graph, &self.source.vit.sites);
-        let mut bits: BTreeMap<String, u8> = plan.sites.iter().map(|s| (s.name.clone(), s.scheme.bits())).collect();
+        let mut bits = bits_of(plan);
         let mut left = all + weights;
         let mut frontier = vec![point(String::new(), 0, left, &cost, &bits)];
         let mut sites = Vec::new();
         for damage in damages {
             let now = bits.get(&damage.site).copied().unwrap_or(32);
-            sites.push(SiteSensitivity { bits: now, share: damage.noise / all, noise: damage.noise, site: damage.site.clone() });
+            sites.push(SiteSensitivity {
+                bits: now,
+                share: damage.noise / all,
+                noise: damage.noise,
+                on_top: on_top.get(&damage.site).copied().unwrap_or(0.0),
+                site: damage.site.clone(),
+            });
             if plan.site(&damage.site).is_some_and(may_widen) {
                 left -= damage.noise;
                 bits.insert(damage.site.clone(), WIDE);
             }
             frontier.push(point(damage.site, frontier.len(), left, &cost, &bits));
         }
-        Ok(Sensitivity { sites, weights, frontier })
+        Ok(Sensitivity { sites, weights, measured, frontier })
+    }
+
+    /// Noise over signal of the plan's constants alone, that of the whole plan, and by how much it is less when one site is left in
+    /// float, for every activation site.
+    fn on_top(
+        &self,
+        float: &Objective,
+        inputs: &[Named],
+        plan: &QuantPlan,
+    ) -> Result<(f64, f64, BTreeMap<String, f64>), PipelineError> {
+        let ran = |r: Result<f64, EngineError>| r.map_err(|e| self.failed(e));
+        let outputs = |o: &Objective, a: &Assignment| o.outputs(a).map_err(|e| self.failed(e));
+        let quantised = self.source.with_fake_constants(plan)?.objective(inputs, self.options, self.threads)?;
+        let reference = outputs(float, &float.float())?;
+        let weights = Distance::between(&reference, &outputs(&quantised, &quantised.float())?).ratio();
+        let codes = quantised.assignment(plan);
+        let all = Distance::between(&reference, &outputs(&quantised, &codes)?).ratio();
+        let mut walk = Walk::toward(&quantised, codes, reference).map_err(|e| self.failed(e))?;
+        let mut sites: Vec<&str> = plan.sites.iter().filter(|s| !s.site.weight).map(|s| s.name.as_str()).collect();
+        walk.order(&mut sites, |s| s);
+        let bar = (self.progress)("measuring sites on top of the others");
+        let mut found = BTreeMap::new();
+        for (i, site) in sites.iter().enumerate() {
+            found.insert((*site).to_owned(), all - ran(walk.noise(site, None))?);
+            bar.tick(i + 1, sites.len());
+        }
+        Ok((weights, all, found))
     }
 
     fn refine(

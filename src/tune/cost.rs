@@ -56,6 +56,19 @@ impl Cost {
         self.products.iter().map(|p| p.macs).sum()
     }
 
+    /// Bits of all weights together; `bits` is the width of a site by its full name, and what is no site is in float.
+    pub fn weight_bits(&self, bits: &BTreeMap<String, u8>) -> u64 {
+        self.weights.iter().map(|(site, n)| n * width(bits, site)).sum()
+    }
+
+    /// Σ multiply-accumulates × bits of one operand × bits of the other, of one sample.
+    pub fn mac_bits(&self, bits: &BTreeMap<String, u8>) -> u64 {
+        let product = |p: &Product| {
+            p.macs * p.operands.iter().map(|o| width(bits, o)).chain(std::iter::repeat(FLOAT)).take(2).product::<u64>()
+        };
+        self.products.iter().map(product).sum()
+    }
+
     /// What becomes float with a site: its products' multiply-accumulates, and every site that no other product multiplies.
     pub fn with(&self, site: &str) -> (u64, BTreeSet<String>) {
         let reads = |p: &Product, name: &str| p.operands.iter().any(|o| o == name);
@@ -64,6 +77,13 @@ impl Cost {
         let sites = named.filter(|name| !others.iter().any(|p| reads(p, name))).cloned().collect();
         (mine.iter().map(|p| p.macs).sum(), sites)
     }
+}
+
+/// Bits of what has no codes.
+const FLOAT: u64 = 32;
+
+fn width(bits: &BTreeMap<String, u8>, site: &str) -> u64 {
+    bits.get(site).map_or(FLOAT, |&b| u64::from(b))
 }
 
 fn macs(graph: &Graph, shapes: &Shapes, id: NodeId) -> Option<u64> {

@@ -12,20 +12,29 @@ use crate::runtime::tract::EngineError;
 pub struct Walk<'a> {
     objective: &'a Objective,
     background: Assignment,
-    /// What the background puts out.
-    outputs: Vec<Vec<f32>>,
+    /// What outputs are compared with.
+    reference: Vec<Vec<f32>>,
     prefix: Prefix,
 }
 
 impl<'a> Walk<'a> {
-    /// At the model's beginning. `background` is what stays as it is: everything in float, or clipped.
+    /// At the model's beginning. `background` is what stays as it is: everything in float, or clipped. What it puts out is what
+    /// outputs are compared with.
     ///
     /// # Errors
     /// When an operator fails.
     pub fn new(objective: &'a Objective, background: Assignment) -> Result<Walk<'a>, EngineError> {
-        let outputs = objective.outputs(&background)?;
+        let reference = objective.outputs(&background)?;
+        Walk::toward(objective, background, reference)
+    }
+
+    /// The same, compared with other outputs.
+    ///
+    /// # Errors
+    /// When an operator fails.
+    pub fn toward(objective: &'a Objective, background: Assignment, reference: Vec<Vec<f32>>) -> Result<Walk<'a>, EngineError> {
         let prefix = objective.prefix(&background, 0)?;
-        Ok(Walk { objective, background, outputs, prefix })
+        Ok(Walk { objective, background, reference, prefix })
     }
 
     /// Sites in the order in which this walk meets them.
@@ -33,12 +42,12 @@ impl<'a> Walk<'a> {
         sites.sort_by_key(|s| self.objective.cut_before(name(s)));
     }
 
-    /// Noise over signal that these codes of a site add to the background's outputs. Sites should come in [order](Walk::order):
+    /// Noise over signal of the outputs when a site has these codes, or none, and all else is as in the background. Sites should come in [order](Walk::order):
     /// to go back costs a run from the beginning.
     ///
     /// # Errors
     /// When an operator fails.
-    pub fn damage(&mut self, site: &str, scheme: &Scheme) -> Result<f64, EngineError> {
+    pub fn noise(&mut self, site: &str, scheme: Option<&Scheme>) -> Result<f64, EngineError> {
         let cut = self.objective.cut_before(site);
         if cut > self.prefix.cut {
             self.prefix = self.objective.advance(&self.prefix, &self.background, cut)?;
@@ -46,8 +55,16 @@ impl<'a> Walk<'a> {
             self.prefix = self.objective.prefix(&self.background, cut)?;
         }
         let mut alone = self.background.clone();
-        self.objective.set(&mut alone, site, Some(scheme));
+        self.objective.set(&mut alone, site, scheme);
         let outputs = self.objective.outputs_from(&self.prefix, &alone)?;
-        Ok(Distance::between(&self.outputs, &outputs).ratio())
+        Ok(Distance::between(&self.reference, &outputs).ratio())
+    }
+
+    /// What a site does with these codes.
+    ///
+    /// # Errors
+    /// As [`Walk::noise`].
+    pub fn damage(&mut self, site: &str, scheme: &Scheme) -> Result<f64, EngineError> {
+        self.noise(site, Some(scheme))
     }
 }

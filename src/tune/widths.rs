@@ -1,6 +1,6 @@
 //! Where 8 bits do not hold: sites that are widened, or left in float, by the damage that they do.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::cost::Cost;
 use super::search::Damage;
@@ -63,21 +63,42 @@ pub fn with_bits(scheme: &Scheme, bits: u8) -> Option<Scheme> {
     }
 }
 
-/// Widens the sites that do most until what the others do is predicted to leave `goal_db`: the sum of their damage alone and
-/// of `rest`, that of everything that has no width to choose (the weights).
-pub fn widen(plan: &mut QuantPlan, damages: &[Damage], rest: f64, bits: u8, goal_db: f64) -> Vec<Widening> {
+/// How far sites are widened.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Goal {
+    /// The noise over signal that is enough.
+    pub noise: f64,
+    /// How many times what the model's products cost they may cost at most, in [`Cost::mac_bits`].
+    pub cost: f64,
+}
+
+/// The widths of a plan's sites, by name.
+pub fn bits_of(plan: &QuantPlan) -> BTreeMap<String, u8> {
+    plan.sites.iter().map(|s| (s.name.clone(), s.scheme.bits())).collect()
+}
+
+/// Widens the sites that do most until what the others do is predicted to be little enough: the sum of their damage alone and
+/// of `rest`, that of everything that has no width to choose (the weights). A site whose products would cost too much with more
+/// bits is passed over.
+pub fn widen(plan: &mut QuantPlan, damages: &[Damage], rest: f64, cost: &Cost, bits: u8, goal: Goal) -> Vec<Widening> {
     let all: f64 = damages.iter().map(|d| d.noise).sum::<f64>() + rest;
-    let goal = 10f64.powf(-goal_db / 10.0);
+    let mut widths = bits_of(plan);
+    let most = cost.mac_bits(&widths) as f64 * goal.cost;
     let mut order: Vec<&Damage> = damages.iter().collect();
     order.sort_by(|a, b| b.noise.total_cmp(&a.noise));
     let mut left = all;
     let mut out = Vec::new();
     for damage in order {
-        if left <= goal {
+        if left <= goal.noise {
             break;
         }
         let Some(site) = plan.sites.iter_mut().find(|s| s.name == damage.site && may_widen(s)) else { continue };
         let Some(scheme) = with_bits(&site.scheme, bits).filter(|_| site.scheme.bits() < bits) else { continue };
+        let before = widths.insert(site.name.clone(), bits);
+        if cost.mac_bits(&widths) as f64 > most {
+            before.map(|b| widths.insert(site.name.clone(), b));
+            continue;
+        }
         let widening = Widening { site: site.name.clone(), bits: Some(bits), share: damage.noise / all };
         site.scheme = scheme;
         site.searched(&widening.to_string());
