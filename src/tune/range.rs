@@ -5,8 +5,7 @@ use crate::quant::plan::{Scheme, exponents_from_text, exponents_to_text};
 use crate::quant::{SitePlan, affine_scheme};
 
 /// A range is changed in steps of this factor.
-/// 2^(1/4).
-pub const STEP: f64 = 1.189_207_115_002_721;
+pub const STEP: f64 = std::f64::consts::SQRT_2;
 /// No range is less than this part of what calibration saw.
 const SMALLEST: f64 = 1.0 / 64.0;
 

@@ -9,9 +9,7 @@ use crate::runtime::tract::EngineError;
 /// A site's damage must fall by this share for its range to be changed.
 const WORTH: f64 = 0.05;
 /// Sites that do less than this share of all damage are left as they are.
-const SHARE: f64 = 1.0 / 200.0;
-/// Steps of a range at a time, at first.
-const STRIDE: i32 = 2;
+const SHARE: f64 = 1.0 / 50.0;
 /// The widest channels are clipped by no more halvings.
 const CAPS: u8 = 4;
 
@@ -89,18 +87,13 @@ pub fn refine(
 /// The best scheme that a site can have, and its damage; `None` when that is its own.
 fn better(walk: &mut Walk<'_>, site: &SitePlan, before: f64) -> Result<Option<(Candidate, f64)>, EngineError> {
     let mut best = Best { found: None, least: before * (1.0 - WORTH) };
-    // Downhill in either direction for as long as it goes down, then half a stride to either side.
-    let mut at = 0;
-    for direction in [-STRIDE, STRIDE] {
-        while best.offer(walk, site, scaled(site, at + direction))? {
-            at += direction;
+    // Downhill in either direction for as long as it goes down.
+    for direction in [-1, 1] {
+        let mut steps = direction;
+        while best.offer(walk, site, scaled(site, steps))? {
+            steps += direction;
         }
-        if at != 0 {
-            break;
-        }
-    }
-    for side in [-STRIDE / 2, STRIDE / 2] {
-        if best.offer(walk, site, scaled(site, at + side))? {
+        if steps != direction {
             break;
         }
     }

