@@ -1,6 +1,8 @@
 //! What several integration tests share: running a graph on made-up numbers.
 #![allow(missing_docs, dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, unreachable_pub)]
 
+pub mod block;
+
 use std::collections::BTreeMap;
 
 use ndarray::{ArrayD, IxDyn};
