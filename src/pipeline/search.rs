@@ -122,7 +122,8 @@ impl Search<'_> {
         }
         let mut left = found.damages.clone();
         if wanted.widens() {
-            let rest = self.weights_alone(&objective, &inputs, &found.plan)?;
+            let quantised = self.source.with_fake_constants(&found.plan)?.objective(&inputs, self.options, self.threads)?;
+            let rest = self.weights_alone(&objective, &quantised)?;
             let goal = Goal {
                 noise: wanted.widen_to_db.map_or(0.0, |db| 10f64.powf(-db / 10.0)),
                 cost: wanted.widen_to_cost.unwrap_or(f64::INFINITY),
@@ -215,7 +216,7 @@ impl Search<'_> {
         let outputs = |o: &Objective, a: &Assignment| o.outputs(a).map_err(|e| self.failed(e));
         let quantised = self.source.with_fake_constants(plan)?.objective(inputs, self.options, self.threads)?;
         let reference = outputs(float, &float.float())?;
-        let weights = Distance::between(&reference, &outputs(&quantised, &quantised.float())?).ratio();
+        let weights = self.weights_alone(float, &quantised)?;
         let codes = quantised.assignment(plan);
         let all = Distance::between(&reference, &outputs(&quantised, &codes)?).ratio();
         let mut walk = Walk::toward(&quantised, codes, reference).map_err(|e| self.failed(e))?;
@@ -246,11 +247,10 @@ impl Search<'_> {
         Walk::new(objective, background).map_err(|e| self.failed(e))
     }
 
-    /// Noise over signal that a plan's constants alone make.
-    fn weights_alone(&self, float: &Objective, inputs: &[Named], plan: &QuantPlan) -> Result<f64, PipelineError> {
-        let weights = self.source.with_fake_constants(plan)?.objective(inputs, self.options, self.threads)?;
+    /// Noise over signal that a plan's constants alone make: those of `weights`.
+    fn weights_alone(&self, float: &Objective, weights: &Objective) -> Result<f64, PipelineError> {
         let outputs = |o: &Objective| o.outputs(&o.float()).map_err(|e| self.failed(e));
-        Ok(Distance::between(&outputs(float)?, &outputs(&weights)?).ratio())
+        Ok(Distance::between(&outputs(float)?, &outputs(weights)?).ratio())
     }
 
     fn failed(&self, source: EngineError) -> PipelineError {

@@ -42,7 +42,8 @@ impl<'a> Walk<'a> {
         sites.sort_by_key(|s| self.objective.cut_before(name(s)));
     }
 
-    /// Noise over signal of the outputs when a site has these codes, or none, and all else is as in the background. Sites should come in [order](Walk::order):
+    /// Noise over signal of the outputs when a site has these codes, or none, and all else is as in the background. Sites
+    /// should come in [order](Walk::order):
     /// to go back costs a run from the beginning.
     ///
     /// # Errors

@@ -3,7 +3,8 @@
 //! [`objective`] simulates a plan; [`damage`] measures what one site does alone; [`search`] changes ranges ([`range`]) and
 //! [`widths`] the bits of the sites that do most, within what their products [`cost`].
 //!
-//! Weights: the moments ([`gram`]) of what every [`linear`] layer reads, its [`rows`] weighted by what depends on them, decide how [`gptq`] rounds and what goes into the [`bias`].
+//! Weights: the moments ([`gram`]) of what every [`linear`] layer reads, its [`rows`] weighted by what depends on them, decide how
+//! [`gptq`] rounds and what goes into the [`bias`].
 
 pub mod bias;
 pub mod cost;
