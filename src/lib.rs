@@ -10,6 +10,7 @@ pub mod fs;
 pub mod ir;
 pub mod lower;
 pub mod onnx;
+mod parallel;
 pub mod pattern;
 pub mod pipeline;
 pub mod quant;

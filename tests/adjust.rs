@@ -48,7 +48,7 @@ fn plan(source: &Source, config: &Config, inputs: &[Named]) -> QuantPlan {
     let engine = pipeline::engine_of(source, config, &EngineOptions::default()).unwrap();
     let taps = vitq::quant::recordings(&source.vit.sites, config);
     let stats = vitq::calib::calibrate(&engine, &taps, &Given(inputs), source.digest(), 1, &()).unwrap();
-    pipeline::plan(source, &stats, config, Target::Integer).unwrap()
+    pipeline::plan(source, &stats, config, Target::Integer, 2).unwrap()
 }
 
 fn adjust(source: &Source, config: &Config, inputs: &[Named], plan: &QuantPlan, threads: usize) -> Adjusted {

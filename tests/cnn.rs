@@ -50,7 +50,7 @@ fn compiled_from(path: &Path, images: &Path, data: &DataOptions, target: Target,
     let samples = feed.open(images).unwrap();
     let engine = pipeline::engine_of(&source, config, &feed.engine_options()).unwrap();
     let stats = pipeline::calibrate(&source, config, &engine, &samples, 1, &()).unwrap();
-    let plan = pipeline::plan(&source, &stats, config, target).unwrap();
+    let plan = pipeline::plan(&source, &stats, config, target, 2).unwrap();
     let (model, report) = pipeline::lower(&source, &plan).unwrap();
     let emitted = pipeline::runnable(path, model.clone(), &feed.engine_options()).unwrap();
     let evaluation = pipeline::evaluate(&emitted, Some(&engine), &samples, None, 1, &()).unwrap();

@@ -47,7 +47,7 @@ fn affine(values: &[f32], bits: u8, signed: bool, symmetric: bool) -> (Codes, f3
     let taps = recordings(std::slice::from_ref(&site), &config);
     let stats = calibrate(&Shows(values.to_vec()), &taps, &One, Digest::default(), 1, &()).unwrap();
     let facts = ModelFacts { digest: String::new(), sites: vec![site], multiplied: [].into(), constants: [].into() };
-    let plan = make_plan(&facts, &stats, &config, Target::Integer).unwrap();
+    let plan = make_plan(&facts, &stats, &config, Target::Integer, 2).unwrap();
     let Scheme::Affine { codes, scale, zero_point } = plan.sites[0].scheme else { panic!("{:?}", plan.sites[0]) };
     (codes, scale, zero_point)
 }

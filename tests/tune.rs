@@ -34,7 +34,7 @@ impl Bench {
         let options = feed.engine_options();
         let engine = pipeline::engine_of(&source, config, &options).unwrap();
         let stats = pipeline::calibrate(&source, config, &engine, &samples, 2, &()).unwrap();
-        let plan = pipeline::plan(&source, &stats, config, target).unwrap();
+        let plan = pipeline::plan(&source, &stats, config, target, 2).unwrap();
         let inputs = pipeline::first_samples(&samples, 4).unwrap();
         assert_eq!(inputs.len(), 4);
         Bench { source, options, inputs, plan }

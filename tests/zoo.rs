@@ -377,7 +377,7 @@ fn facts(model: &Model, vit: &Vit) -> ModelFacts {
 /// Quantised for a target; nothing that was planned stays in float.
 fn quantised(name: &str, model: &Model, vit: &Vit, stats: &Stats, target: Target) -> Model {
     let config = config::preset("int8").unwrap().unwrap();
-    let plan = make_plan(&facts(model, vit), stats, &config, target).unwrap();
+    let plan = make_plan(&facts(model, vit), stats, &config, target, 1).unwrap();
     let mut lowered = model.clone();
     let report = lower::lower(&mut lowered, &plan).unwrap();
     let expected = |note: &&String| note.ends_with("it has no integer op yet");

@@ -23,8 +23,8 @@ pub const KEPT: usize = HALF - 1;
 pub(crate) const ROW: usize = 2 * HALF;
 const SHIFT: u32 = 23 - CHANNEL_MANTISSA_BITS;
 const OCTAVE: u32 = 1 << CHANNEL_MANTISSA_BITS;
-/// Channels counted together: their counters (64 KiB, sparsely touched) stay in the first-level cache.
-const BLOCK: usize = 64;
+/// Channels counted together: their counters (32 KiB) stay in the first-level cache.
+const BLOCK: usize = 32;
 
 /// A tensor seen as `outer × channels × inner`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -63,7 +63,7 @@ pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
     };
     drop(engine);
     let target = args.target.target.into();
-    let plan = pipeline::plan(&source, &stats, &config, target)?;
+    let plan = pipeline::plan(&source, &stats, &config, target, args.threads.count())?;
     let search = pipeline::Search {
         source: &source,
         config: &config,

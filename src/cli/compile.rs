@@ -153,7 +153,7 @@ fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, Cli
     skipped.iter().for_each(|n| terminal.warning(n));
     clock.end("calibrate");
     let target = args.target.target.into();
-    let plan = pipeline::plan(&source, &stats, &config, target)?;
+    let plan = pipeline::plan(&source, &stats, &config, target, args.threads.count())?;
     clock.end("plan");
     let (mut notes, mut constants) = (Vec::new(), BTreeMap::new());
     let found = if args.effort.searches() {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::ValueHint;
 
 use super::error::CliError;
-use super::options::{Configuration, Targeting, check_outputs};
+use super::options::{Configuration, Targeting, Threads, check_outputs};
 use super::terminal::Terminal;
 use crate::pipeline::{self, PipelineError};
 use crate::report::summary::{left_in_float, quantised};
@@ -30,6 +30,9 @@ pub(super) struct Args {
     #[command(flatten)]
     target: Targeting,
 
+    #[command(flatten)]
+    threads: Threads,
+
     /// Where to write the plan
     #[arg(short, long, value_name = "PLAN", value_hint = ValueHint::FilePath, help_heading = "Output")]
     output: PathBuf,
@@ -41,7 +44,7 @@ pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
     let source = pipeline::load(&args.model)?;
     source.require_sites()?;
     let stats = pipeline::read_stats(&args.stats)?;
-    let plan = pipeline::plan(&source, &stats, &config, args.target.target.into())?;
+    let plan = pipeline::plan(&source, &stats, &config, args.target.target.into(), args.threads.count())?;
     let mut against = pipeline::violations(&source, &config, &plan);
     let missing = pipeline::missing_note(&stats);
     against.extend(missing.clone());

@@ -165,7 +165,7 @@ impl ClipSearch<'_> {
             progress: &(),
         };
         let stats = calibration.run(part)?;
-        let mut plan = plan(&clipped, &stats, self.config, self.target)?;
+        let mut plan = plan(&clipped, &stats, self.config, self.target, self.threads)?;
         plan.sites.retain(|s| self.base.site(&s.name).is_some());
         plan.float.clone_from(&self.base.float);
         Ok((stats, plan))

@@ -1,9 +1,7 @@
 //! Running models over data: outputs, accuracy, and how far one model is from another.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use ndarray::{ArrayD, Axis};
@@ -15,6 +13,7 @@ use crate::calib::Progress;
 use crate::calib::run::Named;
 use crate::canon;
 use crate::ir::{AI_VITQ, Model};
+use crate::parallel;
 use crate::runtime::tract::{Engine, EngineOptions, Session};
 
 /// How a model does on data.
@@ -86,38 +85,19 @@ fn each_group<T: Send>(
     progress: &dyn Progress,
     each: impl Fn(usize, &Group, Vec<Named>) -> Result<T, PipelineError> + Sync,
 ) -> Result<Vec<T>, PipelineError> {
-    let (next, done, failed_at) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
-    let results: Mutex<BTreeMap<usize, Result<Option<T>, PipelineError>>> = Mutex::new(BTreeMap::new());
-    let put = |g, r| {
-        results.lock().unwrap_or_else(PoisonError::into_inner).insert(g, r);
-    };
-    let work = || {
-        let mut sessions: Vec<Session<'_>> = Vec::new();
-        loop {
-            let g = next.fetch_add(1, Ordering::Relaxed);
-            // Groups are handed out in order, so the earliest failure is always met.
-            if g >= groups || g > failed_at.load(Ordering::Acquire) {
-                return;
-            }
-            let result = run_group(engines, &mut sessions, samples, g)
-                .and_then(|ran| ran.map(|(group, out)| each(g, &group, out)).transpose());
-            if result.is_err() {
-                failed_at.fetch_min(g, Ordering::AcqRel);
-            }
-            put(g, result);
+    let done = AtomicUsize::new(0);
+    let results = parallel::try_map(
+        groups,
+        threads,
+        || Ok(Vec::new()),
+        |sessions, g| {
+            let result =
+                run_group(engines, sessions, samples, g).and_then(|ran| ran.map(|(group, out)| each(g, &group, out)).transpose());
             progress.tick(done.fetch_add(1, Ordering::Relaxed) + 1, groups);
-        }
-    };
-    match threads.clamp(1, groups.max(1)) {
-        1 => work(),
-        threads => std::thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(work);
-            }
-        }),
-    }
-    let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    results.into_values().filter_map(Result::transpose).collect()
+            result
+        },
+    );
+    Ok(results?.into_iter().flatten().collect())
 }
 
 fn run_group<'e>(

@@ -10,13 +10,13 @@ use crate::ir::{Dim, Edit, Model, NodeKind, Type, Value, ValueInfo};
 use crate::lower::{self, LowerReport};
 use crate::quant::{self, QuantPlan, Target};
 
-/// Decides every site.
+/// Decides every site, on so many threads.
 ///
 /// # Errors
 /// When the statistics are of another model or lack what the configuration needs.
-pub fn plan(source: &Source, stats: &Stats, config: &Config, target: Target) -> Result<QuantPlan, PipelineError> {
+pub fn plan(source: &Source, stats: &Stats, config: &Config, target: Target, threads: usize) -> Result<QuantPlan, PipelineError> {
     stats.check_model(source.digest())?;
-    Ok(quant::make_plan(&source.facts(), stats, config, target)?)
+    Ok(quant::make_plan(&source.facts(), stats, config, target, threads)?)
 }
 
 /// Applies a plan to a copy of the canonical model.

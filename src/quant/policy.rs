@@ -9,6 +9,7 @@ use crate::calib::stats::Recording;
 use crate::calib::{Error as CalibError, Stats, TapSpec, ValueStats};
 use crate::config::schema::{CalibrationMode, Config, Key, Method, Observer as ObserverKind, SiteConfig, Source};
 use crate::ir::Tensor;
+use crate::parallel;
 use crate::vit::{Site, SiteRef};
 
 /// What a plan needs to know of a model, besides its statistics.
@@ -81,11 +82,17 @@ const SHARED: f64 = 0.95;
 /// A hidden unit is much larger when its range is this many times the largest of the others'.
 const MASSIVE: f64 = 6.0;
 
-/// Decides every site.
+/// Decides every site, on so many threads: the plan does not depend on their number.
 ///
 /// # Errors
 /// When the statistics do not hold what the configuration needs.
-pub fn make_plan(facts: &ModelFacts, stats: &Stats, config: &Config, target: Target) -> Result<QuantPlan, PolicyError> {
+pub fn make_plan(
+    facts: &ModelFacts,
+    stats: &Stats,
+    config: &Config,
+    target: Target,
+    threads: usize,
+) -> Result<QuantPlan, PolicyError> {
     let mut plan = QuantPlan {
         version: PLAN_VERSION,
         model: facts.digest.clone(),
@@ -95,24 +102,34 @@ pub fn make_plan(facts: &ModelFacts, stats: &Stats, config: &Config, target: Tar
         sites: Vec::new(),
         float: Vec::new(),
     };
-    for site in &facts.sites {
-        let cfg = config.resolve(site.block, site.site.name());
-        let reason = if cfg.float {
-            Some("the configuration says so")
-        } else {
-            target.keeps_float(site, facts.multiplied.contains(&site.full_name()))
-        };
-        if let Some(reason) = reason {
-            plan.float.push(FloatSite { name: site.full_name(), site: site.site, reason: reason.to_owned() });
-            continue;
+    let decide = |(): &mut (), i: usize| facts.sites.get(i).map(|site| decide(facts, stats, site, config, target)).transpose();
+    for decided in parallel::try_map(facts.sites.len(), threads, || Ok(()), decide)?.into_iter().flatten() {
+        match decided {
+            Decided::Codes(site) => plan.sites.push(site),
+            Decided::Float(site) => plan.float.push(site),
         }
-        plan.sites.push(if site.weight {
-            weight(facts, site, &cfg)?
-        } else {
-            activation(facts, stats, site, config, &cfg, target)?
-        });
     }
     Ok(plan)
+}
+
+/// What becomes of a site.
+enum Decided {
+    Codes(SitePlan),
+    Float(FloatSite),
+}
+
+fn decide(facts: &ModelFacts, stats: &Stats, site: &SiteRef, config: &Config, target: Target) -> Result<Decided, PolicyError> {
+    let cfg = config.resolve(site.block, site.site.name());
+    let reason = if cfg.float {
+        Some("the configuration says so")
+    } else {
+        target.keeps_float(site, facts.multiplied.contains(&site.full_name()))
+    };
+    if let Some(reason) = reason {
+        return Ok(Decided::Float(FloatSite { name: site.full_name(), site: site.site, reason: reason.to_owned() }));
+    }
+    let planned = if site.weight { weight(facts, site, &cfg) } else { activation(facts, stats, site, config, &cfg, target) };
+    planned.map(Decided::Codes)
 }
 
 fn weight(facts: &ModelFacts, site: &SiteRef, cfg: &SiteConfig) -> Result<SitePlan, PolicyError> {

@@ -11,6 +11,7 @@
 //!
 //! and the loss is `Σ_k D_k · r_k²`, r_k being what is rounded away at k. So many scales are tried at the cost of one product each.
 
+use crate::parallel;
 use crate::simd::widest;
 
 /// What is added to H's diagonal: this part of its mean, as in the paper's section 3.3.
@@ -148,15 +149,9 @@ pub fn round(weights: &[f32], scales: &[f32], feedback: &Feedback, bits: u8, thr
         let column: Vec<f32> = weights.iter().skip(c).step_by(outputs.max(1)).copied().collect();
         feedback.round(&column, scales[c], top)
     };
-    let channels: Vec<usize> = (0..outputs).collect();
-    let share = outputs.div_ceil(threads.max(1)).max(1);
-    let parts: Vec<Vec<(Vec<i32>, f32)>> = std::thread::scope(|scope| {
-        let workers: Vec<_> =
-            channels.chunks(share).map(|part| scope.spawn(|| part.iter().map(|&c| channel(c)).collect())).collect();
-        workers.into_iter().map(|w| w.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
-    });
+    let rounded = parallel::map(outputs, threads, channel);
     let mut out = Rounded { weights: vec![0.0; weights.len()], scales: Vec::with_capacity(outputs) };
-    for (c, (codes, scale)) in parts.into_iter().flatten().enumerate() {
+    for (c, (codes, scale)) in rounded.into_iter().enumerate() {
         for (slot, code) in out.weights.iter_mut().skip(c).step_by(outputs.max(1)).zip(codes) {
             *slot = code as f32 * scale;
         }

@@ -2,11 +2,11 @@
 //! model runs in the executor, and every site goes through its codes on the way.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::calib::run::Named;
 use crate::ir::{Graph, Model, Tensor};
+use crate::parallel;
 use crate::quant::fake::{FakeQuant, fake_constant};
 use crate::quant::{QuantPlan, Scheme};
 use crate::runtime::tract::{Engine, EngineError, EngineOptions, Schedule, Session, Snapshot};
@@ -287,33 +287,7 @@ impl Objective {
         &self,
         run: impl Fn(&mut Session<'_>, usize) -> Result<T, EngineError> + Sync,
     ) -> Result<Vec<T>, EngineError> {
-        let next = AtomicUsize::new(0);
-        let found: Mutex<BTreeMap<usize, Result<T, EngineError>>> = Mutex::new(BTreeMap::new());
-        let put = |i, r| found.lock().unwrap_or_else(PoisonError::into_inner).insert(i, r);
-        let work = || {
-            let mut session = match self.engine.session() {
-                Ok(session) => session,
-                Err(e) => {
-                    put(0, Err(e));
-                    return;
-                }
-            };
-            loop {
-                let i = next.fetch_add(1, Ordering::Relaxed);
-                if i >= self.inputs.len() {
-                    return;
-                }
-                let result = run(&mut session, i);
-                put(i, result);
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 1..self.threads.clamp(1, self.inputs.len().max(1)) {
-                scope.spawn(work);
-            }
-            work();
-        });
-        found.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
+        parallel::try_map(self.inputs.len(), self.threads, || self.engine.session(), run)
     }
 }
 

@@ -162,7 +162,7 @@ pub fn planned(config: &Config, target: Target) -> (Model, QuantPlan) {
 
 pub fn planned_with(hidden: usize, config: &Config, target: Target) -> (Model, QuantPlan) {
     let (model, vit) = tiny_with(hidden);
-    let plan = make_plan(&facts(&model, &vit), &stats(&model, &vit, config), config, target).unwrap();
+    let plan = make_plan(&facts(&model, &vit), &stats(&model, &vit, config), config, target, 2).unwrap();
     (model, plan)
 }
 
