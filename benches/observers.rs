@@ -12,7 +12,8 @@ use vitq::calib::channels::{Channels, Layout};
 use vitq::calib::observer::{Grid, Observer, RangeQuery};
 use vitq::calib::ptf::{PtfOptions, from_stats};
 use vitq::calib::run::{Failure, Named, OnValue};
-use vitq::calib::sketch::{Scratch, Sketch, finite_range};
+use vitq::calib::scratch::Scratch;
+use vitq::calib::sketch::{Sketch, finite_range};
 use vitq::calib::stats::{Digest, Recording, ValueStats};
 use vitq::calib::{Forward, ForwardSession, SampleSource, TapSpec, calibrate, kl, minmax, omse, percentile};
 

@@ -6,14 +6,15 @@
 
 use crate::calib::channels::{Channels, ROW, Rows};
 use crate::calib::error::Error;
-use crate::calib::sketch::{MAX_EXPONENT, PAGE, Sketch, split_key};
+use crate::calib::sketch::{MAX_EXPONENT, PAGE, SHIFT, Sketch, split_key};
+use crate::calib::sparse::Sparse;
 use crate::calib::stats::{Digest, Recording, SampleRange, Stats, ValueStats};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 
 /// The newest format that this version reads, and the one it writes.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 const MAGIC: &[u8; 8] = b"vitqstat";
 const HEADER: usize = 8 + 4 + 32;
 const CHECKSUM: usize = 32;
@@ -46,6 +47,8 @@ struct SketchWire {
     zero: u64,
     /// Ascending keys, packed counts.
     pages: Vec<(i16, Vec<u8>)>,
+    /// The elements of the sparse outer bins, which follow from the counts: of each its lower bits, the upper ones being the bin.
+    sparse: Vec<u8>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -156,6 +159,7 @@ fn value_out(value: &ValueStats) -> ValueWire {
         sketch: value.sketch.as_ref().map(|sketch| SketchWire {
             zero: sketch.zero,
             pages: sketch.pages.iter().map(|(&key, counts)| (key, pack(counts.iter().copied()))).collect(),
+            sparse: sketch.sparse.bits.iter().flat_map(|&bits| (bits as u16).to_le_bytes()).collect(),
         }),
         channels: value.channels.as_ref().map(|channels| ChannelsWire {
             count: channels.count,
@@ -211,9 +215,13 @@ fn exponent(lo: f32, hi: f32) -> u32 {
 fn sketch_in(wire: &SketchWire, range: Option<(f32, f32)>) -> Result<Sketch, String> {
     let damaged = || "has an impossible histogram".to_owned();
     let Some((min, max)) = range else {
-        return if wire.zero == 0 && wire.pages.is_empty() { Ok(Sketch::default()) } else { Err(damaged()) };
+        return if wire.zero == 0 && wire.pages.is_empty() && wire.sparse.is_empty() {
+            Ok(Sketch::default())
+        } else {
+            Err(damaged())
+        };
     };
-    let mut sketch = Sketch { count: wire.zero, zero: wire.zero, min, max, pages: BTreeMap::new() };
+    let mut sketch = Sketch { count: wire.zero, zero: wire.zero, min, max, ..Sketch::default() };
     let mut last = None;
     for (key, packed) in &wire.pages {
         let (negative, page_exponent) = split_key(*key);
@@ -239,7 +247,23 @@ fn sketch_in(wire: &SketchWire, range: Option<(f32, f32)>) -> Result<Sketch, Str
     if sketch.count == 0 || sketch.count >= COUNT_LIMIT {
         return Err(damaged());
     }
+    sketch.sparse = sparse_in(&sketch, &wire.sparse).ok_or_else(damaged)?;
     Ok(sketch)
+}
+
+/// As many elements as the sparse bins have, ascending, within the extremes.
+fn sparse_in(sketch: &Sketch, lower: &[u8]) -> Option<Sparse> {
+    let (mut rest, []) = lower.as_chunks::<2>() else {
+        return None;
+    };
+    let mut sparse = Sparse::default();
+    for (slot, count) in sketch.sparse_bins() {
+        let (own, others) = rest.split_at_checked(count)?;
+        rest = others;
+        sparse.bits.extend(own.iter().map(|&bits| u32::from(slot) << SHIFT | u32::from(u16::from_le_bytes(bits))));
+    }
+    let inside = |&bits: &u32| (sketch.min..=sketch.max).contains(&f32::from_bits(bits));
+    (rest.is_empty() && sparse.bits.is_sorted() && sparse.bits.iter().all(inside)).then_some(sparse)
 }
 
 fn channels_in(wire: ChannelsWire, sketches: bool, range: Option<(f32, f32)>) -> Result<Channels, String> {

@@ -11,8 +11,9 @@
 //! - Where outliers would be added to a bin that is empty without them, the divergence is infinite and the threshold is passed over.
 //! - With at least as many codes as bins there is nothing to choose, and the range is the data's.
 //!
-//! The linear bins are filled from the sketch's: a sketch bin's elements are placed evenly between its edges, whole elements, so that
-//! far outliers, of which a sketch bin wider than a linear one holds a few, leave as many linear bins empty as they would themselves.
+//! The linear bins are filled from the sketch's: a sketch bin's elements are placed evenly between its edges, whole elements. Far outliers, of
+//! which a sketch bin wider than a linear one holds a few, are known exactly, and fill just the linear bins that they lie in: a threshold
+//! can only end at one of those.
 //!
 //! # Cost
 //!
@@ -21,7 +22,7 @@
 
 use crate::calib::error::Error;
 use crate::calib::histogram::Histogram;
-use crate::calib::observer::{Grid, Observer, Range, RangeQuery, histogram};
+use crate::calib::observer::{Grid, Observer, Range, RangeQuery, Target, histogram};
 use crate::calib::stats::ValueStats;
 use crate::simd::widest;
 
@@ -58,7 +59,12 @@ impl Observer for Kl {
     }
 
     fn range(&self, values: &ValueStats, query: &RangeQuery) -> Result<Range, Error> {
-        let histogram = histogram(self.name(), values, &query.target)?;
+        let mut histogram = histogram(self.name(), values, &query.target)?;
+        if query.target == Target::Tensor
+            && let Some(sketch) = values.sketch()
+        {
+            histogram = sketch.finest_histogram();
+        }
         Ok(range(&histogram, usize::from(self.bins), query.grid))
     }
 }
@@ -387,7 +393,7 @@ mod tests {
             let data = normal(seed, 200_000, tail, shift);
             let (bins, bits) = (512, 6);
             let grid = if symmetric { Grid::symmetric(bits) } else { Grid::affine(bits) }.unwrap();
-            let histogram = Sketch::from_slice(&data).unwrap().histogram(7);
+            let histogram = Sketch::from_slice(&data).unwrap().finest_histogram();
             let found = range(&histogram, bins, grid);
             let (lo, hi) =
                 if symmetric { (0.0, histogram.max_abs()) } else { (histogram.min().min(0.0), histogram.max().max(0.0)) };
@@ -416,6 +422,37 @@ mod tests {
                 .fold(f64::INFINITY, f64::min);
             assert!(at <= least * 1.25 + 2e-4, "case {seed}: {at} against {least}, {found:?}");
             assert!(found.lo >= histogram.min().min(-t) && found.hi <= histogram.max().max(t));
+        }
+    }
+
+    /// A residual stream with massive activations: a narrow bulk, and far out a handful of values, in clusters as they come.
+    #[test]
+    fn massive_outliers_do_not_hide_the_best_threshold() {
+        for (seed, images) in [(1, 1), (2, 8), (3, 8), (4, 40)] {
+            let mut data = normal(seed, 150_000, 6.0, 0.0);
+            let jitter = normal(seed + 100, 17 * images, 1.0, 0.0);
+            data.extend(jitter.iter().enumerate().map(|(i, x)| match i % 17 {
+                0 | 1 => -560.0 + 6.0 * x,
+                2 | 3 => -320.0 + 8.0 * x,
+                4 => 36.0 + x,
+                _ => 20.0 * x,
+            }));
+            for bins in [512, 2048] {
+                let grid = Grid::affine(8).unwrap();
+                let found = range(&Sketch::from_slice(&data).unwrap().finest_histogram(), bins, grid);
+                let (lo, hi) = data.iter().fold((0.0f64, 0.0f64), |(lo, hi), &x| (lo.min(x.into()), hi.max(x.into())));
+                let zero = (-lo / (hi - lo) * bins as f64).round() as usize;
+                let width = (-lo / zero as f64).max(hi / (bins - zero) as f64);
+                let mut counts = vec![0.0; bins];
+                for &x in &data {
+                    counts[((f64::from(x) / width + zero as f64) as usize).min(bins - 1)] += 1.0;
+                }
+                let divergences = textbook(&counts, zero, 256);
+                let least = divergences.iter().copied().fold(f64::INFINITY, f64::min);
+                let reach = (-found.lo / width - 0.5).round() as usize;
+                let at = divergences[reach.clamp(1, divergences.len()) - 1];
+                assert!(at <= least * 1.05 + 1e-5, "case {seed}, {bins} bins: {at} against {least}, {found:?}");
+            }
         }
     }
 

@@ -11,7 +11,9 @@
 //! | file | idea |
 //! | --- | --- |
 //! | [`sketch`] | the histogram whose bins are the float's own leading bits, one a tensor |
-//! | `own` | one sample's own quantiles
+//! | [`scratch`] | the table in which a worker counts one tensor |
+//! | `sparse` | the elements of its sparse outer bins, exactly |
+//! | `own` | one sample's own quantiles |
 //! | [`channels`] | exact ranges and compact sketches, one a channel |
 //! | [`histogram`] | the common form that every observer reads: ascending bins with f64 edges |
 //! | [`stats`] | the artefact: recording, merging, checking |
@@ -41,8 +43,10 @@ mod own;
 pub mod percentile;
 pub mod ptf;
 pub mod run;
+pub mod scratch;
 pub mod sketch;
 pub mod source;
+mod sparse;
 pub mod stats;
 
 pub use error::Error;

@@ -3,7 +3,8 @@
 //! The bits are those of `Histogram::quantile` on the sample's own sketch, without making either: what lies far from the quantile
 //! is counted a page at a time, and a quantile near an end is looked for from that end.
 
-use crate::calib::sketch::{MAX_EXPONENT, PAGE, Scratch, edge};
+use crate::calib::scratch::Scratch;
+use crate::calib::sketch::{MAX_EXPONENT, PAGE, edge};
 
 /// A page of the table: all of one sign and exponent, ascending, or descending if negative.
 #[derive(Clone, Copy)]

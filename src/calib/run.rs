@@ -7,7 +7,7 @@
 //! before the lock is taken.
 
 use crate::calib::error::Error;
-use crate::calib::sketch::Scratch;
+use crate::calib::scratch::Scratch;
 use crate::calib::source::SampleSource;
 use crate::calib::stats::{Digest, Observation, Recording, Refusal, Stats, ValueStats};
 use ndarray::ArrayD;

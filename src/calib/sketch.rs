@@ -7,22 +7,28 @@
 //!
 //! A bin spans `[x, x·(1 + 2^-7))` at most, so a bin's centre is within a relative `2^-8` (0.39 %) of every value in it, and any order statistic
 //! taken inside the right bin is within one bin width, `2^-7` (0.78 %). `min`, `max` and all ranks of bins are exact. Subnormal values
-//! (below 1.2e-38) count as zero.
+//! (below 1.2e-38) count as zero. Where an outer bin holds few elements, they are known exactly (`sparse`).
 
 use crate::calib::histogram::{Bin, Histogram};
+use crate::calib::scratch::Scratch;
+use crate::calib::sparse::{FEW, Fate, Fates, Sparse, within};
 use crate::simd::widest;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Leading mantissa bits that select a bin.
 pub const MANTISSA_BITS: u32 = 7;
 /// Bins that share one sign and exponent.
 pub(crate) const PAGE: usize = 1 << MANTISSA_BITS;
-/// All bins: sign, 8 exponent bits, mantissa bits.
-const SLOTS: usize = 1 << (9 + MANTISSA_BITS);
-/// Upper bits of a float that make the bin.
-const SHIFT: u32 = 23 - MANTISSA_BITS;
+/// Bits of a float below those that make the bin.
+pub(crate) const SHIFT: u32 = 23 - MANTISSA_BITS;
 /// Largest exponent field of a finite float.
 pub(crate) const MAX_EXPONENT: u16 = 254;
+
+/// The bin of a float: its upper 16 bits.
+#[inline(always)]
+pub(crate) fn slot(bits: u32) -> u16 {
+    (bits >> SHIFT) as u16
+}
 
 /// Non-finite elements found where finite ones were expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,76 +94,14 @@ fn finite_range_in_lanes(data: &[f32]) -> Result<(f32, f32), NonFinite> {
     Ok((lo + 0.0, hi + 0.0))
 }
 
-const LANES: usize = 4;
-
-/// A worker's counting table: every bin there is, indexed by the float's upper 16 bits without a branch.
-///
-/// A mebibyte, of which one tensor touches little; four lanes, so that runs of one value (zeros, say) do not wait for their own stores.
-#[derive(Debug)]
-pub struct Scratch {
-    table: Vec<u32>,
-    filled: u64,
+/// A page's first bin.
+pub(crate) fn page_slot(negative: bool, exponent: u16) -> u16 {
+    u16::from(negative) << 15 | exponent << MANTISSA_BITS
 }
 
-impl Default for Scratch {
-    fn default() -> Self {
-        Self { table: vec![0; LANES * SLOTS], filled: 0 }
-    }
-}
-
-impl Scratch {
-    /// Elements that may be counted before the table is drained: its counters are 32 bits wide.
-    pub(crate) const LIMIT: usize = u32::MAX as usize;
-
-    /// Counts `data`, at most [`Scratch::LIMIT`] finite elements, into the empty table.
-    pub(crate) fn tally(&mut self, data: &[f32]) {
-        self.filled += data.len() as u64;
-        let (lanes, _) = self.table.as_chunks_mut::<SLOTS>();
-        let [a, b, c, d] = lanes else {
-            return;
-        };
-        let (quads, rest) = data.as_chunks::<LANES>();
-        for [p, q, r, s] in quads {
-            a[(p.to_bits() >> SHIFT) as usize] += 1;
-            b[(q.to_bits() >> SHIFT) as usize] += 1;
-            c[(r.to_bits() >> SHIFT) as usize] += 1;
-            d[(s.to_bits() >> SHIFT) as usize] += 1;
-        }
-        for x in rest {
-            a[(x.to_bits() >> SHIFT) as usize] += 1;
-        }
-    }
-
-    /// The counters of one page (a sign's exponent).
-    #[inline(always)]
-    pub(crate) fn page(&self, negative: bool, exponent: u16) -> [u32; PAGE] {
-        let start = page_start(negative, exponent);
-        let mut counts = [0; PAGE];
-        for lane in self.table.chunks_exact(SLOTS) {
-            for (sum, count) in counts.iter_mut().zip(lane.get(start..start + PAGE).unwrap_or_default()) {
-                *sum += count;
-            }
-        }
-        counts
-    }
-
-    /// Takes one page out of the table, leaving zeros: its counters and their sum. `None` if it was empty.
-    #[inline(always)]
-    fn drain(&mut self, negative: bool, exponent: u16) -> Option<([u32; PAGE], u64)> {
-        let counts = self.page(negative, exponent);
-        if counts.iter().fold(0, |any, count| any | count) == 0 {
-            return None;
-        }
-        let start = page_start(negative, exponent);
-        for lane in self.table.chunks_exact_mut(SLOTS) {
-            lane.get_mut(start..start + PAGE).unwrap_or_default().fill(0);
-        }
-        Some((counts, counts.iter().map(|&count| u64::from(count)).sum()))
-    }
-}
-
-fn page_start(negative: bool, exponent: u16) -> usize {
-    usize::from(negative) * (SLOTS / 2) + usize::from(exponent) * PAGE
+/// The exponent field of the larger magnitude.
+pub(crate) fn top_of(lo: f32, hi: f32) -> u16 {
+    u16::try_from(lo.abs().max(hi.abs()).to_bits() >> 23).unwrap_or(MAX_EXPONENT).min(MAX_EXPONENT)
 }
 
 /// Where a page stands among all pages, ascending with the values it holds: positive exponents as they are, negative ones mirrored.
@@ -181,11 +125,12 @@ pub struct Sketch {
     pub(crate) min: f32,
     pub(crate) max: f32,
     pub(crate) pages: BTreeMap<PageKey, Box<[u64; PAGE]>>,
+    pub(crate) sparse: Sparse,
 }
 
 impl Default for Sketch {
     fn default() -> Self {
-        Self { count: 0, zero: 0, min: f32::INFINITY, max: f32::NEG_INFINITY, pages: BTreeMap::new() }
+        Self { count: 0, zero: 0, min: f32::INFINITY, max: f32::NEG_INFINITY, pages: BTreeMap::new(), sparse: Sparse::default() }
     }
 }
 
@@ -214,36 +159,41 @@ impl Sketch {
     pub(crate) fn extend_known(&mut self, data: &[f32], range: (f32, f32), scratch: &mut Scratch) {
         for part in data.chunks(Scratch::LIMIT) {
             scratch.tally(part);
-            self.absorb(range, scratch);
+            self.absorb(range, part, scratch);
         }
     }
 
-    /// Takes over what a scratch table has counted, elements within `range`; the table is left empty.
-    pub(crate) fn absorb(&mut self, range: (f32, f32), scratch: &mut Scratch) {
+    /// Takes over what a scratch table has counted of `data`, elements within `range`; the table is left empty.
+    pub(crate) fn absorb(&mut self, range: (f32, f32), data: &[f32], scratch: &mut Scratch) {
         widest(
             #[inline(always)]
-            || self.absorb_in_vectors(range, scratch),
+            || self.absorb_in_vectors(range, data, scratch),
         );
     }
 
     #[inline(always)]
-    fn absorb_in_vectors(&mut self, (lo, hi): (f32, f32), scratch: &mut Scratch) {
+    fn absorb_in_vectors(&mut self, (lo, hi): (f32, f32), data: &[f32], scratch: &mut Scratch) {
         let mut left = std::mem::take(&mut scratch.filled);
         if left == 0 {
             return;
         }
+        let old_top = self.top();
         self.min = self.min.min(lo);
         self.max = self.max.max(hi);
         self.count += left;
+        let top = self.top();
+        if top > old_top {
+            self.sparse.retain(|slot| within(exponent_of(slot), top));
+        }
         for negative in [false, true] {
             if let Some((_, total)) = scratch.drain(negative, 0) {
                 self.zero += total;
                 left -= total;
             }
         }
+        let mut fates = Fates::default();
         // Downwards from the largest magnitude until every element is accounted for: the table's other pages are empty.
-        let largest = lo.abs().max(hi.abs()).to_bits() >> 23;
-        let mut exponent = u16::try_from(largest).unwrap_or(MAX_EXPONENT).min(MAX_EXPONENT);
+        let mut exponent = top_of(lo, hi);
         while left > 0 && exponent > 0 {
             for negative in [false, true] {
                 if let Some((counts, total)) = scratch.drain(negative, exponent) {
@@ -252,11 +202,38 @@ impl Sketch {
                         *sum += u64::from(count);
                     }
                     left -= total;
+                    if within(exponent, top) {
+                        let first = page_slot(negative, exponent);
+                        note_fates(first, page, &counts, &mut fates, scratch);
+                    }
                 }
             }
             exponent -= 1;
         }
         debug_assert_eq!(left, 0, "an element outside of the given extremes");
+        self.sparse.apply(&fates, data, scratch);
+    }
+
+    /// The exponent field of the largest magnitude; 0 before any element.
+    fn top(&self) -> u16 {
+        if self.count == 0 { 0 } else { top_of(self.min, self.max) }
+    }
+
+    /// The sparse outer bins, ascending by number, and how many elements each has.
+    pub(crate) fn sparse_bins(&self) -> Vec<(u16, usize)> {
+        let top = self.top();
+        let mut bins = Vec::new();
+        // By number, the negative ones come last, from the smallest magnitude.
+        for (&key, counts) in self.pages.range(0..).chain(self.pages.range(..0).rev()) {
+            let (negative, exponent) = split_key(key);
+            if within(exponent, top) {
+                let numbered = (page_slot(negative, exponent)..).zip(counts.iter());
+                bins.extend(
+                    numbered.filter(|(_, count)| (1..=FEW).contains(*count)).map(|(slot, &count)| (slot, count as usize)),
+                );
+            }
+        }
+        bins
     }
 
     fn page(&mut self, key: PageKey) -> &mut [u64; PAGE] {
@@ -274,6 +251,9 @@ impl Sketch {
                 *sum += count;
             }
         }
+        self.sparse.merge(&other.sparse);
+        let few: BTreeSet<u16> = self.sparse_bins().into_iter().map(|(slot, _)| slot).collect();
+        self.sparse.retain(|slot| few.contains(&slot));
     }
 
     /// Elements seen.
@@ -297,6 +277,16 @@ impl Sketch {
     /// The sketch as ascending bins, `2^bits` to an octave. `bits` above [`MANTISSA_BITS`] gives the full resolution.
     #[must_use]
     pub fn histogram(&self, bits: u32) -> Histogram {
+        self.bins(bits, false)
+    }
+
+    /// The histogram at the full resolution, and beyond where the sketch knows more: a sparse outer bin's elements are points.
+    #[must_use]
+    pub fn finest_histogram(&self) -> Histogram {
+        self.bins(MANTISSA_BITS, true)
+    }
+
+    fn bins(&self, bits: u32, points: bool) -> Histogram {
         let group = PAGE >> bits.min(MANTISSA_BITS);
         let mut bins = Vec::new();
         let mut zero_pending = self.zero;
@@ -309,7 +299,10 @@ impl Sketch {
             let start = bins.len();
             for (j, counts) in counts.chunks(group).enumerate() {
                 let count: u64 = counts.iter().sum();
-                if count > 0 {
+                let known = if points { self.sparse.of(page_slot(negative, exponent) + j as u16) } else { &[] };
+                if !known.is_empty() {
+                    bins.extend(known.iter().map(|&bits| Bin::point(f64::from(f32::from_bits(bits)), 1)));
+                } else if count > 0 {
                     let (from, to) = (j * group, (j + 1) * group);
                     let (a, b) = (edge(exponent, from as f64 / PAGE as f64), edge(exponent, to as f64 / PAGE as f64));
                     bins.push(if negative { Bin { lo: -b, hi: -a, count } } else { Bin { lo: a, hi: b, count } });
@@ -323,6 +316,27 @@ impl Sketch {
             bins.push(Bin::point(0.0, zero_pending));
         }
         Histogram::new(bins, f64::from(self.min), f64::from(self.max))
+    }
+}
+
+fn exponent_of(slot: u16) -> u16 {
+    (slot & 0x7fff) >> MANTISSA_BITS
+}
+
+/// Notes which bins of a page stay sparse, and which cease to be so, now that `counts` are added to it.
+#[inline(always)]
+fn note_fates(first: u16, page: &[u64; PAGE], counts: &[u32; PAGE], fates: &mut Fates, scratch: &mut Scratch) {
+    let kept = |sum: u64, count: u32| (count > 0) & (sum <= FEW);
+    let forgotten = |sum: u64, count: u32| (count > 0) & (sum > FEW) & (sum - u64::from(count) <= FEW) & (sum > u64::from(count));
+    if !page.iter().zip(counts).fold(false, |any, (&sum, &count)| any | kept(sum, count) | forgotten(sum, count)) {
+        return;
+    }
+    for (slot, (&sum, &count)) in (first..).zip(page.iter().zip(counts)) {
+        if kept(sum, count) {
+            fates.note(slot, Fate::Keep, scratch);
+        } else if forgotten(sum, count) {
+            fates.note(slot, Fate::Forget, scratch);
+        }
     }
 }
 

@@ -4,7 +4,8 @@ use crate::calib::channels::{Channels, Layout};
 use crate::calib::error::Error;
 use crate::calib::own;
 use crate::calib::run::TapSpec;
-use crate::calib::sketch::{NonFinite, Scratch, Sketch, finite_range};
+use crate::calib::scratch::Scratch;
+use crate::calib::sketch::{NonFinite, Sketch, finite_range};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -133,7 +134,7 @@ impl Observation {
         let at = |p| own::quantile(scratch, data.len() as u64, (lo, hi), p) as f32;
         let percentiles = recording.percentiles.iter().map(|&alpha| (at(1.0 - alpha), at(alpha))).collect();
         if !recording.sketch {
-            Sketch::default().absorb((lo, hi), scratch);
+            scratch.clear((lo, hi));
         }
         Ok(Self { range: SampleRange { index, lo, hi, percentiles } })
     }
@@ -210,7 +211,7 @@ impl ValueStats {
             return Err(Refusal::Twice);
         }
         if let Some(sketch) = &mut self.sketch {
-            sketch.absorb((range.lo, range.hi), scratch);
+            sketch.absorb((range.lo, range.hi), data, scratch);
         }
         if let Some(layout) = self.recording.channel_axis.and_then(|axis| Layout::new(shape, usize::from(axis))) {
             let sketches = self.recording.channel_sketches;

@@ -163,7 +163,8 @@ def divergences(counts, zero, codes):
 def test_kl_is_the_least_divergence(planned):
     """With the data's own histogram: our threshold is the oracle's, or its divergence is as good as equal.
 
-    The sketch's bins are wider than the linear ones far from zero, where it spreads them evenly; that is what may differ.
+    Residual sums with massive activations too, where a handful of values far out decides which thresholds there are. Where the sketch's bins
+    are wider than the linear ones and hold many, it spreads them evenly; that is what may differ.
     """
     bins, worst = 512, 0.0
     for site, a, scale, zero_point in planned("KLObserver", f", kl_bins: {bins}"):
@@ -181,11 +182,6 @@ def test_kl_is_the_least_divergence(planned):
         reaches = [r for r in d if away[r] <= max(BIN, min(away.values())) + 1e-3]
         assert min(away.values()) <= 0.05, f"{site['name']}: no threshold makes the scale {scale}"
         excess = min(d[r] for r in reaches) - best
-        if site["site"].startswith("residual"):
-            # Known: where a few values lie far beyond the rest (577 against 14 on ViT-Tiny), the sketch's bin of them is several linear
-            # bins wide, and the spreading invents thresholds that the data do not have. PTF is for these sites.
-            print(f"kl, {site['name']}: {excess:.2e} nats above {best:.2e}")
-            continue
         worst = max(worst, excess)
         assert excess <= max(0.05 * best, 5e-4), f"{site['name']}: divergence {best + excess} for {best}"
     print(f"kl: divergence above the oracle's by at most {worst:.2e} nats")

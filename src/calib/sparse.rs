@@ -1,0 +1,184 @@
+//! The elements of a sketch's sparse outer bins, exactly.
+//!
+//! Far from zero a bin of the sketch spans several of the equal bins that [`kl`](crate::calib::kl) fills, and of a few outliers in it only their
+//! values tell which of those they fill; a threshold of KL can only end at one that is filled. So a bin within [`OCTAVES`] of the largest
+//! magnitude keeps its elements while they are [`FEW`].
+//!
+//! The largest magnitude and a bin's count only grow, so what the whole data's sketch keeps, the sketch of no part of them has dropped:
+//! the result is the same in any order, and merges exactly.
+
+use crate::calib::scratch::Scratch;
+use crate::calib::sketch::{MANTISSA_BITS, SHIFT, slot};
+
+/// The sketch's bins are wider than one of 2^11 equal bins, KL's own number, in so many octaves.
+pub(crate) const OCTAVES: u16 = 11 - MANTISSA_BITS as u16;
+/// Equal bins that one of the sketch's can span: with more elements than that, they are taken as spread over them all.
+pub(crate) const FEW: u64 = 1 << OCTAVES;
+
+/// Whether the bins of an exponent lie near enough to the largest magnitude's exponent `top`.
+#[inline(always)]
+pub(crate) fn within(exponent: u16, top: u16) -> bool {
+    exponent + OCTAVES > top
+}
+
+/// The elements kept, their bits ascending.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Sparse {
+    pub(crate) bits: Vec<u32>,
+}
+
+/// What becomes of a bin that a tensor's elements have fallen into.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It is sparse still: its elements are to be taken out of the tensor.
+    Keep = 1,
+    /// It was sparse: its elements are to be forgotten.
+    Forget = 2,
+}
+
+/// The bins with a fate, in a scratch table that is empty otherwise.
+#[derive(Debug)]
+pub(crate) struct Fates {
+    slots: Vec<u16>,
+    /// Elements to keep are not between these.
+    inner: (f32, f32),
+    forget: bool,
+}
+
+impl Default for Fates {
+    fn default() -> Self {
+        Self { slots: Vec::new(), inner: (f32::NEG_INFINITY, f32::INFINITY), forget: false }
+    }
+}
+
+impl Fates {
+    /// Notes what becomes of a bin. Bins come from the largest magnitude inwards, a page at a time, in any order within a page.
+    pub(crate) fn note(&mut self, slot: u16, fate: Fate, scratch: &mut Scratch) {
+        self.slots.push(slot);
+        scratch.set(slot, fate as u32);
+        if fate == Fate::Forget {
+            self.forget = true;
+            return;
+        }
+        let edge = f32::from_bits(u32::from(slot) << SHIFT);
+        if edge < 0.0 {
+            self.inner.0 = self.inner.0.max(edge);
+        } else {
+            self.inner.1 = self.inner.1.min(edge);
+        }
+    }
+}
+
+impl Sparse {
+    /// The elements of one bin.
+    pub(crate) fn of(&self, of: u16) -> &[u32] {
+        let from = self.bits.partition_point(|&bits| slot(bits) < of);
+        let rest = self.bits.get(from..).unwrap_or_default();
+        rest.get(..rest.partition_point(|&bits| slot(bits) == of)).unwrap_or_default()
+    }
+
+    /// Keeps only elements of bins for which `keep` says so.
+    pub(crate) fn retain(&mut self, keep: impl Fn(u16) -> bool) {
+        self.bits.retain(|&bits| keep(slot(bits)));
+    }
+
+    /// Applies the fates, taking elements from `data`, and clears them out of the table.
+    #[inline(always)]
+    pub(crate) fn apply(&mut self, fates: &Fates, data: &[f32], scratch: &mut Scratch) {
+        if fates.forget {
+            self.retain(|bin| scratch.get(bin) != Fate::Forget as u32);
+        }
+        let (below, above) = fates.inner;
+        let known = self.bits.len();
+        if below > f32::NEG_INFINITY || above < f32::INFINITY {
+            for block in data.chunks(64) {
+                // Outliers are rare: most blocks are seen to hold none by a few vector comparisons.
+                if block.iter().fold(false, |any, &x| any | (x <= below) | (x >= above)) {
+                    let kept = block.iter().filter(|&&x| x <= below || x >= above).map(|x| x.to_bits());
+                    self.bits.extend(kept.filter(|&bits| scratch.get(slot(bits)) == Fate::Keep as u32));
+                }
+            }
+        }
+        if self.bits.len() > known {
+            self.bits.sort(); // two runs, the first in order: nearly a merge
+        }
+        for &slot in &fates.slots {
+            scratch.set(slot, 0);
+        }
+    }
+
+    /// Adds the elements that another sketch has kept.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.bits.extend_from_slice(&other.bits);
+        self.bits.sort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use super::*;
+    use crate::calib::sketch::Sketch;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    /// Values of few bins over some octaves, so that many bins end near the limit.
+    fn crowded() -> impl Strategy<Value = f32> {
+        let bin = (0u32..2, 120u32..128, 0u32..3).prop_map(|(sign, exponent, bin)| sign << 31 | exponent << 23 | bin << SHIFT);
+        prop_oneof![
+            9 => (bin, 0u32..1 << SHIFT).prop_map(|(bin, lower)| f32::from_bits(bin | lower)),
+            1 => prop_oneof![Just(0.0f32), Just(-0.0), Just(1e-40), Just(-3.0), Just(9.5)],
+        ]
+    }
+
+    /// By the definition: all elements are grouped by bin, and the groups are chosen at the end.
+    fn oracle(data: &[f32]) -> Vec<u32> {
+        let largest = data.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+        let mut groups: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
+        for x in data.iter().filter(|x| x.is_normal()) {
+            groups.entry(x.to_bits() >> 16).or_default().push(x.to_bits());
+        }
+        // An octave's lower end against the largest magnitude's octave.
+        let octave = |x: f32| x.abs().log2().floor() as i32;
+        groups.retain(|_, g| g.len() <= 16 && octave(f32::from_bits(g[0])) > octave(largest) - 4);
+        let mut all: Vec<u32> = groups.into_values().flatten().collect();
+        all.sort_unstable();
+        all
+    }
+
+    proptest! {
+        #[test]
+        fn few_elements_of_an_outer_bin_are_kept_whatever_the_order(
+            data in prop::collection::vec(crowded(), 1..1500), cuts in prop::collection::vec(0usize..1500, 0..4), turn in 0usize..5,
+        ) {
+            let whole = Sketch::from_slice(&data).unwrap();
+            prop_assert_eq!(&whole.sparse.bits, &oracle(&data));
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|c| c.min(data.len())).chain([0, data.len()]).collect();
+            cuts.sort_unstable();
+            let mut parts: Vec<&[f32]> = cuts.windows(2).map(|w| &data[w[0]..w[1]]).collect();
+            let turn = turn % parts.len();
+            parts.rotate_left(turn);
+            let (mut streamed, mut merged, mut scratch) = (Sketch::default(), Sketch::default(), Scratch::default());
+            for part in parts {
+                streamed.extend(part, &mut scratch).unwrap();
+                merged.merge(&Sketch::from_slice(part).unwrap());
+            }
+            prop_assert_eq!(&streamed, &whole);
+            prop_assert_eq!(&merged, &whole);
+        }
+
+        #[test]
+        fn the_finest_histogram_has_the_elements_as_points(data in prop::collection::vec(crowded(), 1..600)) {
+            let sketch = Sketch::from_slice(&data).unwrap();
+            let (plain, finest) = (sketch.histogram(MANTISSA_BITS), sketch.finest_histogram());
+            prop_assert_eq!((plain.count(), plain.min(), plain.max()), (finest.count(), finest.min(), finest.max()));
+            prop_assert!(finest.bins().windows(2).all(|w| w[0].hi <= w[1].lo));
+            let mut points: Vec<f64> = finest.bins().iter().filter(|b| b.lo == b.hi && b.lo != 0.0).map(|b| b.lo).collect();
+            let mut kept: Vec<f64> = oracle(&data).into_iter().map(|bits| f64::from(f32::from_bits(bits))).collect();
+            kept.sort_by(f64::total_cmp);
+            // A bin of the extreme value alone is a point of its own.
+            points.retain(|p| kept.contains(p));
+            prop_assert_eq!(points, kept);
+        }
+    }
+}
