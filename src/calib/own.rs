@@ -1,25 +1,18 @@
-//! Quantiles of one sample, read off the worker's counting table before it is absorbed.
+//! Quantiles of one sample, read off the worker's counts before a sketch absorbs them.
 //!
 //! The bits are those of `Histogram::quantile` on the sample's own sketch, without making either: what lies far from the quantile
-//! is counted a page at a time, and a quantile near an end is looked for from that end.
+//! is passed a page at a time.
 
-use crate::calib::scratch::Scratch;
-use crate::calib::sketch::{MAX_EXPONENT, PAGE, edge};
+use crate::calib::scratch::{Counted, Page};
+use crate::calib::sketch::{PAGE, edge};
 
-/// A page of the table: all of one sign and exponent, ascending, or descending if negative.
-#[derive(Clone, Copy)]
-struct Page {
-    negative: bool,
-    exponent: u16,
-}
-
-/// The `p` quantile of a table's `n` elements, whose exact extremes are `lo` and `hi`; 0 of an empty table.
-pub(crate) fn quantile(table: &Scratch, n: u64, (lo, hi): (f32, f32), p: f64) -> f64 {
-    let Some(last) = n.checked_sub(1) else { return 0.0 };
+/// The `p` quantile of counted elements whose exact extremes are `lo` and `hi`; 0 of none.
+pub(crate) fn quantile(counted: &Counted, (lo, hi): (f32, f32), p: f64) -> f64 {
+    let Some(last) = counted.count.checked_sub(1) else { return 0.0 };
     let position = p.clamp(0.0, 1.0) * last as f64;
     let below = (position.floor() as u64).min(last);
     let fraction = position - below as f64;
-    let at = |k| order_statistic(table, n, (f64::from(lo), f64::from(hi)), k);
+    let at = |k| order_statistic(counted, (f64::from(lo), f64::from(hi)), k);
     let a = at(below);
     if fraction <= 0.0 || below == last {
         return a;
@@ -28,51 +21,54 @@ pub(crate) fn quantile(table: &Scratch, n: u64, (lo, hi): (f32, f32), p: f64) ->
 }
 
 /// The element of rank `k` from below, counted from 0.
-fn order_statistic(table: &Scratch, n: u64, (lo, hi): (f64, f64), k: u64) -> f64 {
+fn order_statistic(counted: &Counted, (lo, hi): (f64, f64), k: u64) -> f64 {
+    let n = counted.count;
     if k == 0 {
         return lo;
     }
     if k + 1 >= n {
         return hi;
     }
-    let from_above = k > n / 2;
-    // Elements between the end that the search begins at and the bin that is looked at, and how many of them `k` is past.
-    let (mut passed, rank) = (0, if from_above { n - 1 - k } else { k });
-    let largest = lo.abs().max(hi.abs()) as f32;
-    let top = u16::try_from(largest.to_bits() >> 23).unwrap_or(MAX_EXPONENT).min(MAX_EXPONENT);
-    let outer = (0..=top).rev().map(|exponent| Page { negative: !from_above, exponent });
-    let inner = (0..=top).map(|exponent| Page { negative: from_above, exponent });
-    for page in outer.chain(inner) {
-        let counts = table.page(page.negative, page.exponent);
-        let total = counts.iter().map(|&count| u64::from(count)).sum::<u64>();
-        if passed + total <= rank {
-            passed += total;
+    // Ascending: the negative pages as they are, zero, the positive ones from the last.
+    let mut passed = 0;
+    for page in &counted.negative {
+        if k < passed + page.total {
+            return inside(page, true, (passed, n), (lo, hi), k);
+        }
+        passed += page.total;
+    }
+    if k < passed + counted.zero {
+        return 0.0;
+    }
+    passed += counted.zero;
+    for page in counted.positive.iter().rev() {
+        if k < passed + page.total {
+            return inside(page, false, (passed, n), (lo, hi), k);
+        }
+        passed += page.total;
+    }
+    hi
+}
+
+/// The element of rank `k` in the page that holds it, `below` of all `n` elements being in those before.
+fn inside(page: &Page, negative: bool, (mut below, n): (u64, u64), (lo, hi): (f64, f64), k: u64) -> f64 {
+    for step in 0..PAGE {
+        let j = if negative { PAGE - 1 - step } else { step };
+        let count = page.counts.get(j).copied().map_or(0, u64::from);
+        if below + count <= k {
+            below += count;
             continue;
         }
-        if page.exponent == 0 {
-            return 0.0;
+        let edge = |j: usize| edge(page.exponent, j as f64 / PAGE as f64);
+        let (mut from, mut to) = if negative { (-edge(j + 1), -edge(j)) } else { (edge(j), edge(j + 1)) };
+        // The outermost bins end at the extremes.
+        if below == 0 {
+            from = from.max(lo).min(to);
         }
-        // Bins go outwards where the search does.
-        let outwards = page.negative == from_above;
-        for step in 0..PAGE {
-            let j = if outwards { step } else { PAGE - 1 - step };
-            let count = counts.get(j).copied().map_or(0, u64::from);
-            if passed + count <= rank {
-                passed += count;
-                continue;
-            }
-            let below = if from_above { n - passed - count } else { passed };
-            let edge = |j: usize| edge(page.exponent, j as f64 / PAGE as f64);
-            let (mut from, mut to) = if page.negative { (-edge(j + 1), -edge(j)) } else { (edge(j), edge(j + 1)) };
-            // The outermost bins end at the extremes.
-            if below == 0 {
-                from = from.max(lo).min(to);
-            }
-            if below + count == n {
-                to = to.min(hi).max(from);
-            }
-            return from + (to - from) * (((k - below) as f64 + 0.5) / count as f64);
+        if below + count == n {
+            to = to.min(hi).max(from);
         }
+        return from + (to - from) * (((k - below) as f64 + 0.5) / count as f64);
     }
     hi
 }
@@ -81,6 +77,7 @@ fn order_statistic(table: &Scratch, n: u64, (lo, hi): (f64, f64), k: u64) -> f64
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
+    use crate::calib::scratch::Scratch;
     use crate::calib::sketch::{Sketch, finite_range};
     use proptest::prelude::*;
 
@@ -98,10 +95,10 @@ mod tests {
         fn equals_the_histograms(data in prop::collection::vec(any_f32(), 1..300), p in 0.0f64..=1.0) {
             let histogram = Sketch::from_slice(&data).unwrap().histogram(u32::MAX);
             let mut table = Scratch::default();
-            table.tally(&data);
             let range = finite_range(&data).unwrap();
+            table.tally(&data, range);
             for p in [p, 1.0 - p, 0.5, 0.99, 0.01, 1.0, 0.0] {
-                let found = quantile(&table, data.len() as u64, range, p);
+                let found = quantile(&table.counted, range, p);
                 prop_assert_eq!(found.to_bits(), histogram.quantile(p).unwrap().to_bits(), "{} at {}", found, p);
             }
         }

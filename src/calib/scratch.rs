@@ -1,23 +1,58 @@
 //! A worker's counting table, in which a tensor is counted before its value's statistics are locked.
 
-use crate::calib::sketch::{MANTISSA_BITS, PAGE, SHIFT, Sketch, page_slot};
+use crate::calib::sketch::{MANTISSA_BITS, PAGE, SHIFT, page_slot, top_of};
+use crate::simd::widest;
 
 /// All bins: sign, 8 exponent bits, mantissa bits.
 const SLOTS: usize = 1 << (9 + MANTISSA_BITS);
 const LANES: usize = 4;
+/// A cache line more than the bins: counters of one bin that lay whole memory pages apart would be taken for one another by the processor's
+/// store buffer.
+const STRIDE: usize = SLOTS + 16;
 
-/// A worker's counting table: every bin there is, indexed by the float's upper 16 bits without a branch.
+/// The counts of one tensor, by page: a sign's exponent.
 ///
-/// A mebibyte, of which one tensor touches little; four lanes, so that runs of one value (zeros, say) do not wait for their own stores.
+/// They are made in a table of every bin there is, indexed by the float's upper 16 bits without a branch. It has four lanes, so that
+/// runs of one value (zeros, say) do not wait for their own stores. A mebibyte, of which one tensor touches little.
 #[derive(Debug)]
 pub struct Scratch {
     table: Vec<u32>,
-    pub(crate) filled: u64,
+    /// What was counted last.
+    pub(crate) counted: Counted,
+}
+
+/// The pages of a tensor that are not empty.
+#[derive(Debug, Default)]
+pub(crate) struct Counted {
+    /// Elements in all.
+    pub(crate) count: u64,
+    /// Elements that are zero or subnormal.
+    pub(crate) zero: u64,
+    /// Descending by exponent.
+    pub(crate) negative: Vec<Page>,
+    /// Descending by exponent.
+    pub(crate) positive: Vec<Page>,
+}
+
+/// The counters of one sign's exponent.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) exponent: u16,
+    pub(crate) total: u64,
+    pub(crate) counts: [u32; PAGE],
+}
+
+impl Counted {
+    pub(crate) fn clear(&mut self) {
+        (self.count, self.zero) = (0, 0);
+        self.negative.clear();
+        self.positive.clear();
+    }
 }
 
 impl Default for Scratch {
     fn default() -> Self {
-        Self { table: vec![0; LANES * SLOTS], filled: 0 }
+        Self { table: vec![0; LANES * STRIDE], counted: Counted::default() }
     }
 }
 
@@ -25,10 +60,9 @@ impl Scratch {
     /// Elements that may be counted before the table is drained: its counters are 32 bits wide.
     pub(crate) const LIMIT: usize = u32::MAX as usize;
 
-    /// Counts `data`, at most [`Scratch::LIMIT`] finite elements, into the empty table.
-    pub(crate) fn tally(&mut self, data: &[f32]) {
-        self.filled += data.len() as u64;
-        let (lanes, _) = self.table.as_chunks_mut::<SLOTS>();
+    /// Counts `data`, at most [`Scratch::LIMIT`] finite elements within `range`. The table is empty afterwards.
+    pub(crate) fn tally(&mut self, data: &[f32], range: (f32, f32)) {
+        let (lanes, _) = self.table.as_chunks_mut::<STRIDE>();
         let [a, b, c, d] = lanes else {
             return;
         };
@@ -42,54 +76,66 @@ impl Scratch {
         for x in rest {
             a[(x.to_bits() >> SHIFT) as usize] += 1;
         }
+        widest(
+            #[inline(always)]
+            || self.collect(data.len() as u64, range),
+        );
     }
 
-    /// The counters of one page (a sign's exponent).
+    /// Moves the table's counts into the pages.
     #[inline(always)]
-    pub(crate) fn page(&self, negative: bool, exponent: u16) -> [u32; PAGE] {
-        let start = page_start(negative, exponent);
-        let mut counts = [0; PAGE];
-        for lane in self.table.chunks_exact(SLOTS) {
-            for (sum, count) in counts.iter_mut().zip(lane.get(start..start + PAGE).unwrap_or_default()) {
-                *sum += count;
+    fn collect(&mut self, count: u64, (lo, hi): (f32, f32)) {
+        let Self { table, counted } = self;
+        counted.clear();
+        counted.count = count;
+        counted.zero = [false, true].into_iter().filter_map(|negative| drain(table, negative, 0)).map(|page| page.total).sum();
+        // Downwards from each side's extreme until every element is accounted for: the table's other pages are empty.
+        let (lowest, highest) = (top_of(lo.min(0.0), 0.0), top_of(0.0, hi.max(0.0)));
+        let mut left = count - counted.zero;
+        let mut exponent = lowest.max(highest);
+        while left > 0 && exponent > 0 {
+            for (negative, top, pages) in [(false, highest, &mut counted.positive), (true, lowest, &mut counted.negative)] {
+                if exponent <= top
+                    && let Some(page) = drain(table, negative, exponent)
+                {
+                    left -= page.total;
+                    pages.push(page);
+                }
             }
+            exponent -= 1;
         }
-        counts
+        debug_assert_eq!(left, 0, "an element outside of the given extremes");
     }
 
-    /// What is noted of a bin while the table is empty.
+    /// What is noted of a bin since the last tally.
     #[inline(always)]
     pub(crate) fn get(&self, slot: u16) -> u32 {
         self.table.get(usize::from(slot)).copied().unwrap_or_default()
     }
 
-    /// Notes something of a bin while the table is empty; 0 takes it back.
+    /// Notes something of a bin; 0, which takes it back, has to follow before the next tally.
     pub(crate) fn set(&mut self, slot: u16, note: u32) {
         if let Some(place) = self.table.get_mut(usize::from(slot)) {
             *place = note;
         }
     }
-
-    /// Forgets all counts, of elements within `range`.
-    pub(crate) fn clear(&mut self, range: (f32, f32)) {
-        Sketch::default().absorb(range, &[], self);
-    }
-
-    /// Takes one page out of the table, leaving zeros: its counters and their sum. `None` if it was empty.
-    #[inline(always)]
-    pub(crate) fn drain(&mut self, negative: bool, exponent: u16) -> Option<([u32; PAGE], u64)> {
-        let counts = self.page(negative, exponent);
-        if counts.iter().fold(0, |any, count| any | count) == 0 {
-            return None;
-        }
-        let start = page_start(negative, exponent);
-        for lane in self.table.chunks_exact_mut(SLOTS) {
-            lane.get_mut(start..start + PAGE).unwrap_or_default().fill(0);
-        }
-        Some((counts, counts.iter().map(|&count| u64::from(count)).sum()))
-    }
 }
 
-fn page_start(negative: bool, exponent: u16) -> usize {
-    usize::from(page_slot(negative, exponent))
+/// Takes one page out of the table, leaving zeros. `None` if it was empty.
+#[inline(always)]
+fn drain(table: &mut [u32], negative: bool, exponent: u16) -> Option<Page> {
+    let start = usize::from(page_slot(negative, exponent));
+    let mut counts = [0; PAGE];
+    for lane in table.chunks_exact(STRIDE) {
+        for (sum, count) in counts.iter_mut().zip(lane.get(start..start + PAGE).unwrap_or_default()) {
+            *sum += count;
+        }
+    }
+    if counts.iter().fold(0, |any, count| any | count) == 0 {
+        return None;
+    }
+    for lane in table.chunks_exact_mut(STRIDE) {
+        lane.get_mut(start..start + PAGE).unwrap_or_default().fill(0);
+    }
+    Some(Page { exponent, total: counts.iter().map(|&count| u64::from(count)).sum(), counts })
 }

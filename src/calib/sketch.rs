@@ -11,7 +11,7 @@
 
 use crate::calib::histogram::{Bin, Histogram};
 use crate::calib::scratch::Scratch;
-use crate::calib::sparse::{FEW, Fate, Fates, Sparse, within};
+use crate::calib::sparse::{FEW, Fates, Sparse, within};
 use crate::simd::widest;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -158,12 +158,12 @@ impl Sketch {
     /// Adds finite elements whose exact extremes the caller already has.
     pub(crate) fn extend_known(&mut self, data: &[f32], range: (f32, f32), scratch: &mut Scratch) {
         for part in data.chunks(Scratch::LIMIT) {
-            scratch.tally(part);
+            scratch.tally(part, range);
             self.absorb(range, part, scratch);
         }
     }
 
-    /// Takes over what a scratch table has counted of `data`, elements within `range`; the table is left empty.
+    /// Takes over what a scratch table has counted of `data`, elements within `range`.
     pub(crate) fn absorb(&mut self, range: (f32, f32), data: &[f32], scratch: &mut Scratch) {
         widest(
             #[inline(always)]
@@ -173,45 +173,31 @@ impl Sketch {
 
     #[inline(always)]
     fn absorb_in_vectors(&mut self, (lo, hi): (f32, f32), data: &[f32], scratch: &mut Scratch) {
-        let mut left = std::mem::take(&mut scratch.filled);
-        if left == 0 {
-            return;
-        }
+        let mut counted = std::mem::take(&mut scratch.counted);
         let old_top = self.top();
         self.min = self.min.min(lo);
         self.max = self.max.max(hi);
-        self.count += left;
+        self.count += counted.count;
+        self.zero += counted.zero;
         let top = self.top();
         if top > old_top {
             self.sparse.retain(|slot| within(exponent_of(slot), top));
         }
-        for negative in [false, true] {
-            if let Some((_, total)) = scratch.drain(negative, 0) {
-                self.zero += total;
-                left -= total;
-            }
-        }
         let mut fates = Fates::default();
-        // Downwards from the largest magnitude until every element is accounted for: the table's other pages are empty.
-        let mut exponent = top_of(lo, hi);
-        while left > 0 && exponent > 0 {
-            for negative in [false, true] {
-                if let Some((counts, total)) = scratch.drain(negative, exponent) {
-                    let page = self.page(page_key(negative, exponent));
-                    for (sum, &count) in page.iter_mut().zip(&counts) {
-                        *sum += u64::from(count);
-                    }
-                    left -= total;
-                    if within(exponent, top) {
-                        let first = page_slot(negative, exponent);
-                        note_fates(first, page, &counts, &mut fates, scratch);
-                    }
+        for (negative, pages) in [(true, &counted.negative), (false, &counted.positive)] {
+            for new in pages {
+                let page = self.page(page_key(negative, new.exponent));
+                for (sum, &count) in page.iter_mut().zip(&new.counts) {
+                    *sum += u64::from(count);
+                }
+                if within(new.exponent, top) {
+                    fates.note(page_slot(negative, new.exponent), page, &new.counts, scratch);
                 }
             }
-            exponent -= 1;
         }
-        debug_assert_eq!(left, 0, "an element outside of the given extremes");
         self.sparse.apply(&fates, data, scratch);
+        counted.clear(); // its buffers serve again
+        scratch.counted = counted;
     }
 
     /// The exponent field of the largest magnitude; 0 before any element.
@@ -321,23 +307,6 @@ impl Sketch {
 
 fn exponent_of(slot: u16) -> u16 {
     (slot & 0x7fff) >> MANTISSA_BITS
-}
-
-/// Notes which bins of a page stay sparse, and which cease to be so, now that `counts` are added to it.
-#[inline(always)]
-fn note_fates(first: u16, page: &[u64; PAGE], counts: &[u32; PAGE], fates: &mut Fates, scratch: &mut Scratch) {
-    let kept = |sum: u64, count: u32| (count > 0) & (sum <= FEW);
-    let forgotten = |sum: u64, count: u32| (count > 0) & (sum > FEW) & (sum - u64::from(count) <= FEW) & (sum > u64::from(count));
-    if !page.iter().zip(counts).fold(false, |any, (&sum, &count)| any | kept(sum, count) | forgotten(sum, count)) {
-        return;
-    }
-    for (slot, (&sum, &count)) in (first..).zip(page.iter().zip(counts)) {
-        if kept(sum, count) {
-            fates.note(slot, Fate::Keep, scratch);
-        } else if forgotten(sum, count) {
-            fates.note(slot, Fate::Forget, scratch);
-        }
-    }
 }
 
 /// The magnitude at `fraction` of the octave that the exponent field names; exact.

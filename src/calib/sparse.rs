@@ -8,7 +8,7 @@
 //! the result is the same in any order, and merges exactly.
 
 use crate::calib::scratch::Scratch;
-use crate::calib::sketch::{MANTISSA_BITS, SHIFT, slot};
+use crate::calib::sketch::{MANTISSA_BITS, PAGE, SHIFT, slot};
 
 /// The sketch's bins are wider than one of 2^11 equal bins, KL's own number, in so many octaves.
 pub(crate) const OCTAVES: u16 = 11 - MANTISSA_BITS as u16;
@@ -52,20 +52,35 @@ impl Default for Fates {
 }
 
 impl Fates {
-    /// Notes what becomes of a bin. Bins come from the largest magnitude inwards, a page at a time, in any order within a page.
-    pub(crate) fn note(&mut self, slot: u16, fate: Fate, scratch: &mut Scratch) {
-        self.slots.push(slot);
-        scratch.set(slot, fate as u32);
-        if fate == Fate::Forget {
-            self.forget = true;
+    /// Notes what becomes of the bins of a page, the first of which is `first`, now that `counts` have been added to it.
+    #[inline(always)]
+    pub(crate) fn note(&mut self, first: u16, page: &[u64; PAGE], counts: &[u32; PAGE], scratch: &mut Scratch) {
+        let kept = |sum: u64, count: u64| (count > 0) & (sum <= FEW);
+        let forgotten = |sum: u64, count: u64| (count > 0) & (sum > FEW) & (sum - count <= FEW) & (sum > count);
+        let bins = || page.iter().zip(counts).map(|(&sum, &count)| (sum, u64::from(count)));
+        // Most pages hold neither, which vectors see faster than branches.
+        if !bins().fold(false, |any, (sum, count)| any | kept(sum, count) | forgotten(sum, count)) {
             return;
         }
-        let edge = f32::from_bits(u32::from(slot) << SHIFT);
-        if edge < 0.0 {
-            self.inner.0 = self.inner.0.max(edge);
-        } else {
-            self.inner.1 = self.inner.1.min(edge);
+        for (slot, (sum, count)) in (first..).zip(bins()) {
+            if kept(sum, count) {
+                let edge = f32::from_bits(u32::from(slot) << SHIFT);
+                if edge < 0.0 {
+                    self.inner.0 = self.inner.0.max(edge);
+                } else {
+                    self.inner.1 = self.inner.1.min(edge);
+                }
+                self.set(slot, Fate::Keep, scratch);
+            } else if forgotten(sum, count) {
+                self.forget = true;
+                self.set(slot, Fate::Forget, scratch);
+            }
         }
+    }
+
+    fn set(&mut self, slot: u16, fate: Fate, scratch: &mut Scratch) {
+        self.slots.push(slot);
+        scratch.set(slot, fate as u32);
     }
 }
 
@@ -89,28 +104,53 @@ impl Sparse {
             self.retain(|bin| scratch.get(bin) != Fate::Forget as u32);
         }
         let (below, above) = fates.inner;
-        let known = self.bits.len();
+        let mut fresh = Vec::new();
         if below > f32::NEG_INFINITY || above < f32::INFINITY {
-            for block in data.chunks(64) {
-                // Outliers are rare: most blocks are seen to hold none by a few vector comparisons.
-                if block.iter().fold(false, |any, &x| any | (x <= below) | (x >= above)) {
-                    let kept = block.iter().filter(|&&x| x <= below || x >= above).map(|x| x.to_bits());
-                    self.bits.extend(kept.filter(|&bits| scratch.get(slot(bits)) == Fate::Keep as u32));
+            let outer = |x: f32| (x <= below) | (x >= above);
+            // Outliers are rare: most blocks are seen to hold none by a few vector comparisons.
+            for block in data.chunks(64).filter(|block| block.iter().fold(false, |any, &x| any | outer(x))) {
+                for part in block.chunks(16) {
+                    let mut found = [0; 16];
+                    for (found, &x) in found.iter_mut().zip(part) {
+                        *found = u8::from(outer(x));
+                    }
+                    let mut found = u128::from_le_bytes(found);
+                    while found != 0 {
+                        let bits = part.get(found.trailing_zeros() as usize / 8).map_or(0, |x| x.to_bits());
+                        if scratch.get(slot(bits)) == Fate::Keep as u32 {
+                            fresh.push(bits);
+                        }
+                        found &= found - 1;
+                    }
                 }
             }
         }
-        if self.bits.len() > known {
-            self.bits.sort(); // two runs, the first in order: nearly a merge
-        }
+        fresh.sort_unstable();
+        self.insert(&fresh);
         for &slot in &fates.slots {
             scratch.set(slot, 0);
         }
     }
 
+    /// Puts elements, ascending, in their places.
+    fn insert(&mut self, fresh: &[u32]) {
+        // From behind, so that what lies before the first of them is not touched.
+        let (mut old, mut to) = (self.bits.len(), self.bits.len() + fresh.len());
+        self.bits.resize(to, 0);
+        for &bits in fresh.iter().rev() {
+            let after = self.bits.get(..old).unwrap_or_default().partition_point(|&known| known <= bits);
+            self.bits.copy_within(after..old, to - (old - after));
+            to -= old - after + 1;
+            old = after;
+            if let Some(place) = self.bits.get_mut(to) {
+                *place = bits;
+            }
+        }
+    }
+
     /// Adds the elements that another sketch has kept.
     pub(crate) fn merge(&mut self, other: &Self) {
-        self.bits.extend_from_slice(&other.bits);
-        self.bits.sort();
+        self.insert(&other.bits);
     }
 }
 

@@ -129,13 +129,10 @@ impl Observation {
         let (lo, hi) = finite_range(data).map_err(Refusal::NonFinite)?;
         // The counts wait in the scratch table for the value's sketch.
         if recording.sketch || !recording.percentiles.is_empty() {
-            scratch.tally(data);
+            scratch.tally(data, (lo, hi));
         }
-        let at = |p| own::quantile(scratch, data.len() as u64, (lo, hi), p) as f32;
+        let at = |p| own::quantile(&scratch.counted, (lo, hi), p) as f32;
         let percentiles = recording.percentiles.iter().map(|&alpha| (at(1.0 - alpha), at(alpha))).collect();
-        if !recording.sketch {
-            scratch.clear((lo, hi));
-        }
         Ok(Self { range: SampleRange { index, lo, hi, percentiles } })
     }
 }
