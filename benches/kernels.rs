@@ -4,7 +4,7 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use vitq::quant::tables::layer_norm::{LayerNormSpec, LayerNormTables};
 use vitq::quant::tables::log_softmax::{LogRounding, LogSoftmaxTables};
-use vitq::quant::tables::{Affine, CodeType};
+use vitq::quant::tables::{Affine, CodeType, Ptf};
 use vitq::runtime::kernels::layer_norm::{PtfLayerNorm, ptf_layer_norm};
 use vitq::runtime::kernels::log_softmax::{LogIntSoftmax, log_int_softmax};
 use vitq::runtime::kernels::lut::lookup;
@@ -46,15 +46,14 @@ fn kernels(c: &mut Criterion) {
         gamma: &ones,
         beta: &ones,
         eps: 1e-6,
-        input: Affine { scale: 0.01, zero_point: 0 },
-        exponents: &[3; 192],
+        input: Ptf { scale: 0.01, zero_points: &[0; 192], exponents: &[3; 192] },
         input_type: CodeType::Int8,
-        output: Affine { scale: 0.03, zero_point: 0 },
+        output: Ptf { scale: 0.03, zero_points: &[0], exponents: &[] },
         output_range: (-128, 127),
     })
     .unwrap();
     let norm = PtfLayerNorm {
-        x_zero_point: 0i8,
+        x_zero_points: &[0i8; 192],
         multiplier: &t.multiplier,
         eps: t.eps,
         gamma: &t.gamma,

@@ -28,7 +28,7 @@ use vitq::quant::tables::layer_norm::{LayerNormSpec, LayerNormTables};
 use vitq::quant::tables::log_softmax::{LogRounding, LogSoftmaxTables, log_dequantize_table, log_normalize_table};
 use vitq::quant::tables::lut::{Activation, activation_table, channel_tables};
 use vitq::quant::tables::requantize::multiplier_and_shift;
-use vitq::quant::tables::{Affine, CodeType};
+use vitq::quant::tables::{Affine, CodeType, Ptf};
 use vitq::runtime::kernels::layer_norm::{PtfLayerNorm, ptf_layer_norm};
 use vitq::runtime::kernels::log_normalize::log_normalize;
 use vitq::runtime::kernels::log_softmax::{LogIntSoftmax, log_int_softmax};
@@ -168,18 +168,20 @@ fn code_type(array: &Array) -> Result<CodeType> {
     }
 }
 
-fn range(array: &Array) -> Result<(i32, i32)> {
-    let codes: Vec<i32> = match array {
+fn codes(array: &Array) -> Result<Vec<i32>> {
+    Ok(match array {
         Array::I8(a) => a.iter().map(|&v| v.into()).collect(),
         Array::U8(a) => a.iter().map(|&v| v.into()).collect(),
         Array::I16(a) => a.iter().map(|&v| v.into()).collect(),
         Array::U16(a) => a.iter().map(|&v| v.into()).collect(),
         _ => return Err("codes have 8 or 16 bits".into()),
-    };
-    match codes[..] {
+    })
+}
+
+fn range(array: &Array) -> Result<(i32, i32)> {
+    match codes(array)?[..] {
         [low, high] => Ok((low, high)),
-        [one] => Ok((one, one)),
-        _ => Err("y_range has two codes, x_zero_point one".into()),
+        _ => Err("y_range has two codes".into()),
     }
 }
 
@@ -249,7 +251,7 @@ fn run(op: &str, input: &Named) -> Result<Named> {
                     match input.any("y_range")? {
                         $(Array::$variant(_) => {
                             let constants = PtfLayerNorm {
-                                x_zero_point: input.scalar("x_zero_point")?,
+                                x_zero_points: input.slice("x_zero_point")?,
                                 multiplier: input.slice("multiplier")?,
                                 eps: input.scalar("eps")?,
                                 gamma: input.slice("gamma")?,
@@ -308,8 +310,9 @@ fn params(op: &str, input: &Named) -> Result<Named> {
             if op.starts_with("Channel") {
                 let exponents =
                     |name: &str| -> Result<Vec<u8>> { input.slice::<i64>(name)?.iter().map(|&e| Ok(u8::try_from(e)?)).collect() };
-                let from = (from, &exponents("in_exponents")?[..]);
-                let to = (to, &exponents("out_exponents")?[..]);
+                let (a, b) = (exponents("in_exponents")?, exponents("out_exponents")?);
+                let from = Ptf { scale: from.scale, zero_points: &[from.zero_point], exponents: &a };
+                let to = Ptf { scale: to.scale, zero_points: &[to.zero_point], exponents: &b };
                 let t = channel_tables(activation, from, x, to, range)?;
                 output.put_codes("table", &[t.count, t.entries.len() / t.count], &t.entries, y_range)?;
                 output.put("rows", &[t.rows.len()], t.rows)?;
@@ -351,16 +354,16 @@ fn params(op: &str, input: &Named) -> Result<Named> {
         "PtfLayerNorm" => {
             let zero_point = input.any("x_zero_point")?;
             let y_range = input.any("y_range")?;
-            let exponents: std::result::Result<Vec<u32>, _> =
-                input.slice::<i64>("exponents")?.iter().map(|&e| u32::try_from(e)).collect();
+            let exponents: std::result::Result<Vec<u8>, _> =
+                input.slice::<i64>("exponents")?.iter().map(|&e| u8::try_from(e)).collect();
+            let zero_points = codes(zero_point)?;
             let t = LayerNormTables::new(&LayerNormSpec {
                 gamma: input.slice("gamma")?,
                 beta: input.slice("beta")?,
                 eps: input.scalar("eps")?,
-                input: Affine { scale: input.scalar("in_scale")?, zero_point: range(zero_point)?.0 },
-                exponents: &exponents?,
+                input: Ptf { scale: input.scalar("in_scale")?, zero_points: &zero_points, exponents: &exponents? },
                 input_type: code_type(zero_point)?,
-                output: Affine { scale: input.scalar("out_scale")?, zero_point: code("out_zero_point")? },
+                output: Ptf { scale: input.scalar("out_scale")?, zero_points: &[code("out_zero_point")?], exponents: &[] },
                 output_range: range(y_range)?,
             })?;
             let channels = [t.multiplier.len()];

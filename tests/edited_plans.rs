@@ -5,7 +5,7 @@ mod common;
 
 use common::block::*;
 use vitq::lower::lower;
-use vitq::quant::{QuantPlan, Scheme, Target};
+use vitq::quant::{QuantPlan, Scheme, Target, ZeroPoint};
 
 fn refused(edit: impl Fn(&mut QuantPlan)) -> String {
     let (mut model, mut plan) = planned(&preset("int8"), Target::Integer);
@@ -33,6 +33,22 @@ fn edited_plans_that_do_not_fit_are_refused() {
             refused(|p| {
                 if let Scheme::Ptf { exponents, .. } = &mut site(p, "blocks.0.residual1").scheme {
                     "01x0".clone_into(exponents);
+                }
+            }),
+        ),
+        (
+            "too few zero points",
+            refused(|p| {
+                if let Scheme::Ptf { zero_point, .. } = &mut site(p, "blocks.0.residual1").scheme {
+                    *zero_point = ZeroPoint::Channels(vec![0; 3]);
+                }
+            }),
+        ),
+        (
+            "a channel's zero point out of range",
+            refused(|p| {
+                if let Scheme::Ptf { zero_point, .. } = &mut site(p, "blocks.0.residual1").scheme {
+                    *zero_point = ZeroPoint::Channels(vec![0, -128, 128, 0]);
                 }
             }),
         ),

@@ -6,7 +6,7 @@ use vitq::quant::tables::layer_norm::{LayerNormSpec, LayerNormTables};
 use vitq::quant::tables::log_softmax::{LogRounding, LogSoftmaxTables, log_dequantize_table};
 use vitq::quant::tables::lut::{Activation, activation_table};
 use vitq::quant::tables::requantize::multiplier_and_shift;
-use vitq::quant::tables::{Affine, CodeType};
+use vitq::quant::tables::{Affine, CodeType, Ptf};
 use vitq::runtime::kernels::layer_norm::{PtfLayerNorm, ptf_layer_norm};
 use vitq::runtime::kernels::log_softmax::{LogIntSoftmax, log_int_softmax};
 use vitq::runtime::kernels::lut::lookup;
@@ -91,6 +91,7 @@ proptest! {
         spread in 1i64..20_000,
         wide in 0u32..=8,
         zero in -1000i32..1000,
+        own_zeros: bool,
     ) {
         let mut state = seed | 1;
         let mut random = || {
@@ -98,7 +99,9 @@ proptest! {
             (state >> 33) as i64
         };
         let x: Vec<i16> = (0..channels).map(|_| (random() % (2 * spread + 1) - spread) as i16).collect();
-        let exponents: Vec<u32> = (0..channels).map(|_| (random() % i64::from(wide + 1)) as u32).collect();
+        let exponents: Vec<u8> = (0..channels).map(|_| (random() % i64::from(wide + 1)) as u8).collect();
+        let zeros: Vec<i16> = (0..if own_zeros { channels } else { 1 }).map(|c| zero as i16 - (c % 7) as i16 * 150).collect();
+        let zero = |c: usize| i32::from(*zeros.get(c).unwrap_or(&zeros[0]));
         let gamma: Vec<f64> = (0..channels).map(|_| (random() % 4000 - 1000) as f64 / 1000.0).collect();
         let beta: Vec<f64> = (0..channels).map(|_| (random() % 2000 - 1000) as f64 / 1000.0).collect();
         let (scale, eps) = (0.02, 1e-6);
@@ -106,14 +109,13 @@ proptest! {
             gamma: &gamma,
             beta: &beta,
             eps,
-            input: Affine { scale, zero_point: zero },
-            exponents: &exponents,
+            input: Ptf { scale, zero_points: &zeros.iter().map(|&z| z.into()).collect::<Vec<i32>>(), exponents: &exponents },
             input_type: CodeType::Int16,
-            output: Affine { scale: 0.04, zero_point: 7 },
+            output: Ptf { scale: 0.04, zero_points: &[7], exponents: &[] },
             output_range: (-128, 127),
         }).unwrap();
         let y = ptf_layer_norm(&x, &PtfLayerNorm {
-            x_zero_point: zero as i16,
+            x_zero_points: &zeros,
             multiplier: &t.multiplier,
             eps: t.eps,
             gamma: &t.gamma,
@@ -121,8 +123,8 @@ proptest! {
             shift: t.shift,
             y_range: [-128i8, 127],
         }).unwrap();
-        let real: Vec<f64> = x.iter().zip(&exponents)
-            .map(|(&q, &e)| scale * f64::from(1u32 << e) * f64::from(i32::from(q) - zero))
+        let real: Vec<f64> = x.iter().zip(&exponents).enumerate()
+            .map(|(c, (&q, &e))| scale * f64::from(1u32 << e) * f64::from(i32::from(q) - zero(c)))
             .collect();
         let mean = real.iter().sum::<f64>() / channels as f64;
         let variance = real.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / channels as f64;
@@ -148,10 +150,9 @@ fn builders_and_kernels_agree_on_the_limits() {
                     gamma: &gamma,
                     beta: &beta,
                     eps: 1e-6,
-                    input: Affine { scale: 0.01, zero_point },
-                    exponents: &exponents,
+                    input: Ptf { scale: 0.01, zero_points: &[zero_point], exponents: &exponents },
                     input_type,
-                    output: Affine { scale: 1e-4, zero_point: 0 },
+                    output: Ptf { scale: 1e-4, zero_points: &[0], exponents: &[] },
                     output_range: (-32768, 32767),
                 };
                 let multiplier = vec![1i64 << exponent; channels];
@@ -166,7 +167,7 @@ fn builders_and_kernels_agree_on_the_limits() {
                         ptf_layer_norm::<$type, i16>(
                             &[],
                             &PtfLayerNorm {
-                                x_zero_point: zero_point as $type,
+                                x_zero_points: &[zero_point as $type],
                                 multiplier: m,
                                 eps,
                                 gamma: g,

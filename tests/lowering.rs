@@ -8,7 +8,7 @@ use vitq::config::Config;
 use vitq::ir::text::{PrintOptions, print_model};
 use vitq::ir::{DType, Edit, Model, NewOp, Tensor};
 use vitq::lower::lower;
-use vitq::quant::{QuantPlan, Scheme, SitePlan, Target};
+use vitq::quant::{QuantPlan, Scheme, SitePlan, Target, ZeroPoint};
 use vitq::runtime::tract::{Engine, EngineOptions};
 
 #[test]
@@ -260,13 +260,16 @@ fn one_scale_a_channel_or_one_a_tensor_for_weights() {
 fn ptf_exponents_become_a_scale_a_channel() {
     let (mut model, mut plan) = planned(&preset("int8"), Target::Integer);
     let site = plan.sites.iter_mut().find(|s| s.name == "blocks.0.residual1").unwrap();
-    let Scheme::Ptf { exponents, scale, .. } = &mut site.scheme else { panic!("{:?}", site.scheme) };
+    let Scheme::Ptf { exponents, scale, zero_point, .. } = &mut site.scheme else { panic!("{:?}", site.scheme) };
     assert_eq!(exponents.len(), 4);
-    (*exponents, *scale) = ("0123".to_owned(), 0.03125);
+    (*exponents, *scale, *zero_point) = ("0123".to_owned(), 0.03125, ZeroPoint::Channels(vec![-9, 0, 7, 127]));
     lower(&mut model, &plan).unwrap();
     let constant = |name: &str| model.graph.constant(model.graph.value(name).unwrap()).unwrap();
     assert_eq!(constant("r1_scale").to_f32().unwrap(), [0.03125, 0.0625, 0.125, 0.25]);
     assert_eq!(constant("n2_multiplier").to_i64().unwrap(), [1, 2, 4, 8]);
+    for name in ["r1_zero_point", "n2_x_zero_point"] {
+        assert_eq!(constant(name).to_i64().unwrap(), [-9, 0, 7, 127], "{name}");
+    }
     for name in ["r1_quantized", "r1_dequantized"] {
         let id = model.graph.value(name).unwrap().node;
         assert_eq!(model.graph.op(id).unwrap().attrs.int("axis"), Some(-1), "{name}");
@@ -282,7 +285,7 @@ fn a_layer_norm_may_write_a_scale_a_channel() {
         let site = plan.sites.iter_mut().find(|s| s.name == "blocks.0.norm2").unwrap();
         let Scheme::Affine { codes, scale, zero_point } = site.scheme.clone() else { panic!("{:?}", site.scheme) };
         // Coarser steps in some channels, the finest as they were: no code clips.
-        site.scheme = Scheme::Ptf { codes, scale, zero_point, exponents: digits.to_owned() };
+        site.scheme = Scheme::Ptf { codes, scale, zero_point: ZeroPoint::Tensor(zero_point), exponents: digits.to_owned() };
         let report = lower(&mut model, &plan).unwrap();
         assert_eq!(ops(&model).get("ai.vitq.PtfLayerNorm"), Some(&3), "{:?}", report.notes);
         sqnr(&model)
@@ -305,7 +308,7 @@ fn uniform_around_gelu(bits: u8) -> Config {
 fn with_exponents(plan: &mut QuantPlan, name: &str, digits: &str) {
     let site = site(plan, name);
     let Scheme::Affine { codes, scale, zero_point } = site.scheme.clone() else { panic!("{:?}", site.scheme) };
-    site.scheme = Scheme::Ptf { codes, scale, zero_point, exponents: digits.to_owned() };
+    site.scheme = Scheme::Ptf { codes, scale, zero_point: ZeroPoint::Tensor(zero_point), exponents: digits.to_owned() };
 }
 
 /// The lines of a lowered graph that name one of `words`.

@@ -7,7 +7,9 @@ use vitq::calib::run::{Failure, Forward, ForwardSession, Named, OnValue};
 use vitq::calib::{Digest, SampleSource, calibrate};
 use vitq::config::load::parse;
 use vitq::quant::plan::{ConstantsFile, exponents_to_text};
-use vitq::quant::{Codes, FloatSite, ModelFacts, PlanError, QuantPlan, Scheme, SitePlan, Target, make_plan, recordings};
+use vitq::quant::{
+    Codes, FloatSite, ModelFacts, PlanError, QuantPlan, Scheme, SitePlan, Target, ZeroPoint, make_plan, recordings,
+};
 use vitq::vit::{Site, SiteRef};
 
 /// An executor that shows one tensor.
@@ -143,6 +145,13 @@ fn positive() -> impl Strategy<Value = f32> {
     (1u32..0x7f80_0000).prop_map(f32::from_bits)
 }
 
+fn any_zero_point() -> impl Strategy<Value = ZeroPoint> {
+    prop_oneof![
+        any::<i16>().prop_map(|z| ZeroPoint::Tensor(z.into())),
+        prop::collection::vec(-32768i32..65536, 0..40).prop_map(ZeroPoint::Channels),
+    ]
+}
+
 fn any_scheme() -> impl Strategy<Value = Scheme> {
     prop_oneof![
         (any_codes(), positive(), any::<i16>()).prop_map(|(codes, scale, z)| Scheme::Affine {
@@ -150,9 +159,8 @@ fn any_scheme() -> impl Strategy<Value = Scheme> {
             scale,
             zero_point: z.into()
         }),
-        (any_codes(), positive(), any::<i16>(), prop::collection::vec(0u8..16, 0..40)).prop_map(|(codes, scale, z, e)| {
-            Scheme::Ptf { codes, scale, zero_point: z.into(), exponents: exponents_to_text(&e) }
-        }),
+        (any_codes(), positive(), any_zero_point(), prop::collection::vec(0u8..16, 0..40))
+            .prop_map(|(codes, scale, zero_point, e)| Scheme::Ptf { codes, scale, zero_point, exponents: exponents_to_text(&e) }),
         (4u8..=16, prop::option::of(0usize..4), prop::collection::vec(positive(), 0..20))
             .prop_map(|(bits, axis, scales)| Scheme::Weight { bits, axis, scales }),
         (4u8..=8, 0u8..=4, 0.9f32..1.1, any::<bool>()).prop_map(|(bits, fraction_bits, scale, normalized)| Scheme::Log2 {

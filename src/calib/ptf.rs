@@ -4,7 +4,9 @@
 //!
 //! As published, `base = (max − min) / (2^bits − 1) / 2^K` and `zp = round(−min / (max − min) · (2^bits − 1))` from the tensor's range.
 //! That zero point is the range's, and all channels share it: where one channel reaches −577, `zp` is near the top, and every other channel has a few
-//! codes left for its positive half. So [`fit`] can also search the zero point and the base for the least total error.
+//! codes left for its positive half. So [`fit`] can also search the zero point and the base for the least total error, and give each
+//! channel a zero point of its own: `real = base · 2^α_c · (q − zp_c)`. An integer engine subtracts a constant a channel then instead of
+//! one for the tensor, and QuantizeLinear takes a zero point for each channel as it takes a scale.
 //!
 //! # Why the search is short
 //!
@@ -12,6 +14,10 @@
 //! every coarser rung's values within it, so it is nowhere worse: a channel needs no rung above the finest that covers it (`j0`). Below
 //! that, clipping only grows, and once the clipping alone (the error less the `s²/4` an element that rounding can add) is more than the best
 //! error so far, every finer rung is worse. Both cuts are exact; usually two or three rungs are left.
+//!
+//! Zero is a code, so a zero point of a channel's own moves no value that codes can have: it only says on which side what does not fit is
+//! cut off. Where all fits, what is to spare is shared by both sides; below that, the middle of what 99.8 % of the elements span and
+//! an equal cut on both sides are tried.
 
 use crate::calib::distortion::{Quantizer, Spans, round_half_even};
 use crate::calib::error::Error;
@@ -28,8 +34,8 @@ pub const MAX_EXPONENT: u8 = 15;
 pub struct Ptf {
     /// The scale of a channel with exponent 0; positive.
     pub base: f64,
-    /// The code of zero, among `0..=2^bits − 1`. For a signed container, subtract `2^(bits−1)` from codes and zero point.
-    pub zero_point: i32,
+    /// The code of zero in each channel, among `0..=2^bits − 1`. For a signed container, subtract `2^(bits−1)` from codes and zero points.
+    pub zero_points: Vec<i32>,
     /// `α_c`, one a channel.
     pub exponents: Vec<u8>,
 }
@@ -43,6 +49,8 @@ pub struct PtfOptions {
     pub max_exponent: u8,
     /// Whether base and zero point are searched; otherwise they are the tensor range's, as published.
     pub search: bool,
+    /// Whether a search gives each channel a zero point of its own. Channels that share a range share the zero point too.
+    pub own_zero_points: bool,
     /// The share of the channels that have one range, the largest of theirs, and so one exponent; 0 gives each its own. Where
     /// a channel is seldom active, as a hidden unit of an MLP is, what calibration saw of it alone says little of its range.
     pub shared: f64,
@@ -118,7 +126,7 @@ pub fn fit(channels: &[Histogram], range: Range, weights: &[f64], options: PtfOp
     }
     let range = range.with_zero();
     if range.lo == range.hi {
-        let ptf = Ptf { base: 1.0, zero_point: 0, exponents: vec![0; channels.len()] };
+        let ptf = Ptf { base: 1.0, zero_points: vec![0; channels.len()], exponents: vec![0; channels.len()] };
         return Ok(PtfFit { ptf, squared_error: 0.0 });
     }
     let channels: Vec<Channel> = channels
@@ -127,15 +135,18 @@ pub fn fit(channels: &[Histogram], range: Range, weights: &[f64], options: PtfOp
         .map(|(c, histogram)| Channel::new(histogram, weights.get(c).copied().unwrap_or(1.0)))
         .collect();
     let channels = share_range(channels, options.shared);
-    let published = Ladder {
-        top: (range.hi - range.lo) / options.qmax(),
-        zero_point: round_half_even(-range.lo / ((range.hi - range.lo) / options.qmax())).clamp(0.0, options.qmax()),
-    };
+    let zero_point = round_half_even(-range.lo / ((range.hi - range.lo) / options.qmax())).clamp(0.0, options.qmax());
+    let published = Ladder { top: (range.hi - range.lo) / options.qmax(), zero_point: Some(zero_point) };
     let mut best = published.fit(&channels, options, 0);
     if options.search {
         let mut ladder = published;
-        for zero_point in zero_points(&channels, range, options) {
-            let candidate = Ladder::covering(range, zero_point, options);
+        let candidates: Vec<Ladder> = if options.own_zero_points && options.shared <= 0.0 {
+            Ladder::widest(&channels, range, options).into_iter().collect()
+        } else {
+            let covering = |zero_point| Ladder::covering(range, zero_point, options);
+            zero_points(&channels, range, options).into_iter().map(covering).collect()
+        };
+        for candidate in candidates {
             if best.improve(candidate.fit(&channels, options, EXTRA)) {
                 ladder = candidate;
             }
@@ -148,10 +159,8 @@ pub fn fit(channels: &[Histogram], range: Range, weights: &[f64], options: PtfOp
         }
         best.raise_base();
     }
-    Ok(PtfFit {
-        ptf: Ptf { base: best.base, zero_point: best.zero_point as i32, exponents: best.exponents },
-        squared_error: best.error,
-    })
+    let (exponents, zero_points) = best.channels.into_iter().map(|(exponent, zero_point)| (exponent, zero_point as i32)).unzip();
+    Ok(PtfFit { ptf: Ptf { base: best.base, zero_points, exponents }, squared_error: best.error })
 }
 
 /// 2^(-1/4), 2^(-1/2), 2^(-3/4).
@@ -201,17 +210,25 @@ fn share_range(mut channels: Vec<Channel>, share: f64) -> Vec<Channel> {
     channels
 }
 
-/// The scales `top · 2^−j` with one zero point.
+/// The scales `top · 2^−j`.
 #[derive(Debug, Clone, Copy)]
 struct Ladder {
     top: f64,
+    /// Of all channels; `None` where each has its own.
+    zero_point: Option<f64>,
+}
+
+/// What a channel would have on one rung of a ladder.
+#[derive(Debug, Clone, Copy)]
+struct Rung {
+    error: f64,
     zero_point: f64,
 }
 
 struct Fit {
     base: f64,
-    zero_point: f64,
-    exponents: Vec<u8>,
+    /// Exponent and zero point of each channel.
+    channels: Vec<(u8, f64)>,
     error: f64,
 }
 
@@ -226,9 +243,9 @@ impl Fit {
 
     /// The same quantiser with the largest base.
     fn raise_base(&mut self) {
-        let least = self.exponents.iter().copied().min().unwrap_or(0);
+        let least = self.channels.iter().map(|&(exponent, _)| exponent).min().unwrap_or(0);
         self.base *= pow2(least.into());
-        self.exponents.iter_mut().for_each(|e| *e -= least);
+        self.channels.iter_mut().for_each(|(exponent, _)| *exponent -= least);
     }
 }
 
@@ -240,75 +257,103 @@ fn pow2(n: u32) -> f64 {
 impl Ladder {
     /// The smallest top that covers the range with this zero point.
     fn covering(range: Range, zero_point: f64, options: PtfOptions) -> Self {
-        Self { top: scale_needed(range, zero_point, options.qmax()), zero_point }
+        Self { top: scale_needed(range, zero_point, options.qmax()), zero_point: Some(zero_point) }
+    }
+
+    /// The smallest top that covers every channel within the range, with zero points of their own; `None` where all is zero.
+    fn widest(channels: &[Channel], range: Range, options: PtfOptions) -> Option<Self> {
+        let span = |c: &Channel| c.hi.min(range.hi) - c.lo.max(range.lo);
+        let top = channels.iter().map(span).fold(0.0, f64::max) / options.qmax();
+        (top > 0.0).then_some(Self { top, zero_point: None })
     }
 
     /// The best window of `K + 1` rungs that begins at rung `0..=extra`, and each channel's best rung within it.
     fn fit(&self, channels: &[Channel], options: PtfOptions, extra: usize) -> Fit {
         let k = usize::from(options.max_exponent);
         let rungs = k + extra + 1;
-        let errors: Vec<Vec<f64>> = channels.iter().map(|c| self.rung_errors(c, options, rungs, extra)).collect();
+        let ladders: Vec<Vec<Rung>> = channels.iter().map(|c| self.rungs(c, options, rungs, extra)).collect();
         let mut best: Option<Fit> = None;
         for start in 0..=extra {
             let mut total = 0.0;
-            let mut exponents = Vec::with_capacity(channels.len());
-            for (channel, errors) in channels.iter().zip(&errors) {
-                let (mut exponent, mut least) = (0, f64::INFINITY);
+            let mut chosen = Vec::with_capacity(channels.len());
+            for (channel, ladder) in channels.iter().zip(&ladders) {
+                let (mut exponent, mut least) = (0, Rung { error: f64::INFINITY, zero_point: self.zero_point.unwrap_or(0.0) });
                 for alpha in 0..=options.max_exponent {
                     // A channel that may hold more than it was seen to hold is not clipped at what was seen.
-                    if options.shared > 0.0 && alpha < options.max_exponent {
+                    if options.shared > 0.0
+                        && alpha < options.max_exponent
+                        && let Some(zero_point) = self.zero_point
+                    {
                         let s = self.top / pow2((start + k - usize::from(alpha)) as u32);
-                        if -self.zero_point * s > channel.lo || (options.qmax() - self.zero_point) * s < channel.hi {
+                        if -zero_point * s > channel.lo || (options.qmax() - zero_point) * s < channel.hi {
                             continue;
                         }
                     }
-                    let error = errors.get(start + k - usize::from(alpha)).copied().unwrap_or(f64::INFINITY);
-                    if error < least {
-                        (exponent, least) = (alpha, error);
+                    if let Some(rung) = ladder.get(start + k - usize::from(alpha)).filter(|rung| rung.error < least.error) {
+                        (exponent, least) = (alpha, *rung);
                     }
                 }
-                total += channel.weight * least;
-                exponents.push(exponent);
+                total += channel.weight * least.error;
+                chosen.push((exponent, least.zero_point));
             }
             if best.as_ref().is_none_or(|best| total < best.error) {
-                best =
-                    Some(Fit { base: self.top / pow2((start + k) as u32), zero_point: self.zero_point, exponents, error: total });
+                best = Some(Fit { base: self.top / pow2((start + k) as u32), channels: chosen, error: total });
             }
         }
-        best.unwrap_or(Fit {
-            base: self.top,
-            zero_point: self.zero_point,
-            exponents: vec![0; channels.len()],
-            error: f64::INFINITY,
-        })
+        let nothing = (0, self.zero_point.unwrap_or(0.0));
+        best.unwrap_or(Fit { base: self.top, channels: vec![nothing; channels.len()], error: f64::INFINITY })
     }
 
-    /// The error on each rung; infinity where the module's two cuts show that the rung cannot win in any window.
-    fn rung_errors(&self, channel: &Channel, options: PtfOptions, rungs: usize, extra: usize) -> Vec<f64> {
-        let mut errors = vec![f64::INFINITY; rungs];
+    /// A channel with this scale: the zero point with the least error.
+    fn rung(&self, channel: &Channel, s: f64, qmax: f64) -> Rung {
+        let with = |zero_point: f64| {
+            let error = channel.spans.squared_error(&Quantizer { scale: s, zero_point, qmin: 0.0, qmax });
+            Rung { error, zero_point }
+        };
+        if let Some(zero_point) = self.zero_point {
+            return with(zero_point);
+        }
+        // What lies to either side of these is cut off; as far as codes are left, on neither.
+        let (lowest, highest) = (qmax - channel.hi / s, -channel.lo / s);
+        let code = |x: f64| round_half_even(x).clamp(0.0, qmax);
+        let equal = code(0.5 * (lowest + highest));
+        let best = with(equal);
+        if lowest <= highest {
+            let bulk = 0.5 * (qmax - (channel.bulk.lo + channel.bulk.hi) / s);
+            let bulk = code(bulk.clamp(lowest, highest));
+            if bulk != equal {
+                let other = with(bulk);
+                if other.error < best.error {
+                    return other;
+                }
+            }
+        }
+        best
+    }
+
+    /// What each rung gives; an infinite error where the module's two cuts show that the rung cannot win in any window.
+    fn rungs(&self, channel: &Channel, options: PtfOptions, rungs: usize, extra: usize) -> Vec<Rung> {
+        let mut out = vec![Rung { error: f64::INFINITY, zero_point: self.zero_point.unwrap_or(0.0) }; rungs];
         let scale = |j: usize| self.top / pow2(j as u32);
-        let need = scale_needed(Range::new(channel.lo, channel.hi), self.zero_point, options.qmax());
+        let need = match self.zero_point {
+            Some(zero_point) => scale_needed(Range::new(channel.lo, channel.hi), zero_point, options.qmax()),
+            None => (channel.hi - channel.lo) / options.qmax(),
+        };
         // The finest covering rung; a window that ends before it takes its own finest rung, which is computed below.
         let covering = (0..rungs).rev().find(|&j| scale(j) >= need).unwrap_or(0);
         let first = covering.min(rungs - 1 - extra);
         let mut best = f64::INFINITY;
-        for (j, slot) in errors.iter_mut().enumerate().skip(first) {
+        for (j, slot) in out.iter_mut().enumerate().skip(first) {
             let s = scale(j);
-            let error = channel.spans.squared_error(&Quantizer {
-                scale: s,
-                zero_point: self.zero_point,
-                qmin: 0.0,
-                qmax: options.qmax(),
-            });
-            *slot = error;
-            let clipping = error - 0.25 * s * s * channel.spans.count();
-            best = best.min(error);
+            *slot = self.rung(channel, s, options.qmax());
+            let clipping = slot.error - 0.25 * s * s * channel.spans.count();
+            best = best.min(slot.error);
             // Windows may begin as late as `extra`, so rungs up to there are always known.
             if j >= extra && clipping > best {
                 break;
             }
         }
-        errors
+        out
     }
 }
 

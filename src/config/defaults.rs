@@ -40,11 +40,14 @@ pub(super) fn built_in(site: &str) -> SiteConfig {
         // The residual stream, what is added to it and what is normalised of it: a few channels are tens of times larger than
         // the others. So is a hidden unit of an MLP that writes such a channel.
         "residual1" | "residual2" | "embed" | "attn_proj_output" | "mlp_act2" | "norm1" | "mlp_fc1_output" => {
-            SiteConfig { method: Method::Ptf, ..activation }
+            SiteConfig { method: Method::Ptf, calibration_mode: CalibrationMode::ChannelWise, ..activation }
         }
         // A few large values, which cost less when they are cut than the resolution that they take.
         "kv_act" => SiteConfig { observer: Observer::Omse, ..activation },
-        "norm2" | "mlp_act" => SiteConfig { observer: Observer::Omse, method: Method::Ptf, ..activation },
+        "norm2" | "mlp_act" => {
+            let calibration_mode = CalibrationMode::ChannelWise;
+            SiteConfig { observer: Observer::Omse, method: Method::Ptf, calibration_mode, ..activation }
+        }
         "intSoft" => SiteConfig { method: Method::Log2, signed: false, ..activation },
         _ => activation,
     }

@@ -357,8 +357,8 @@ pub struct SiteConfig {
     pub log2_normalize: bool,
     /// Largest exponent α_c of [`Method::Ptf`], 0 to 15.
     pub max_exponent: u8,
-    /// Whether [`Method::Ptf`] searches base and zero point for the least squared error; otherwise they are those of the
-    /// tensor's range, as published.
+    /// Whether [`Method::Ptf`] searches base and zero points for the least squared error; otherwise they are those of the
+    /// tensor's range, one zero point for all channels, as published.
     pub ptf_search: bool,
     /// How weights become codes; nothing to an activation.
     pub weight_rounding: Rounding,

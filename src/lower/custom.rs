@@ -10,7 +10,7 @@ use crate::quant::plan::Codes;
 use crate::quant::tables::layer_norm::{LayerNormSpec, LayerNormTables};
 use crate::quant::tables::log_softmax::{LogRounding, LogSoftmaxTables, log_dequantize_table, log_normalize_table};
 use crate::quant::tables::lut::{Activation, activation_table, channel_tables};
-use crate::quant::tables::{Affine, CodeType, TableError};
+use crate::quant::tables::{Affine, CodeType, Ptf, TableError};
 
 /// Rewrites every operator whose input and output are quantised as the op needs them.
 /// `shapes` are those of the graph before lowering.
@@ -92,7 +92,11 @@ fn code_type(codes: Codes) -> CodeType {
 
 /// The meaning of a pair's codes at exponent 0.
 fn affine(p: &Pair) -> Affine {
-    Affine { scale: p.base_scale(), zero_point: p.zero }
+    Affine { scale: p.base_scale(), zero_point: p.zeros.first().copied().unwrap_or_default() }
+}
+
+fn ptf(p: &Pair) -> Ptf<'_> {
+    Ptf { scale: p.base_scale(), zero_points: &p.zeros, exponents: &p.exponents }
 }
 
 fn codes_tensor(dtype: DType, values: &[i32]) -> Tensor {
@@ -119,34 +123,24 @@ fn layer_norm(edit: &mut Edit<'_>, id: NodeId, x: &Pair, y: &Pair) -> Result<(),
         let t = edit.input(id, port).and_then(|v| edit.constant(v)).and_then(|t| t.to_f32().ok());
         t.unwrap_or_default().into_iter().map(f64::from).collect()
     };
-    // A channel's codes are in steps of base · 2^α: its γ and β are divided by 2^α, and one scale serves all.
-    let unit = |port| -> Vec<f64> {
-        let steps = y.exponents.iter().map(|&e| f64::from(e)).chain(std::iter::repeat(0.0));
-        reals(port).into_iter().zip(steps).map(|(v, e)| v / e.exp2()).collect()
-    };
-    let (gamma, beta) = (unit(1), unit(2));
+    let (gamma, beta) = (reals(1), reals(2));
     let eps = edit.op(id).and_then(|o| o.attrs.float("epsilon")).unwrap_or(1e-5);
-    let exponents: Vec<u32> =
-        if x.exponents.is_empty() { vec![0; gamma.len()] } else { x.exponents.iter().map(|&e| u32::from(e)).collect() };
     let tables = LayerNormTables::new(&LayerNormSpec {
         gamma: &gamma,
         beta: &beta,
         eps: f64::from(eps),
-        input: affine(x),
-        exponents: &exponents,
+        input: ptf(x),
         input_type: code_type(x.coding),
-        output: affine(y),
+        output: ptf(y),
         output_range: y.coding.range(),
     })?;
     let float = Value { node: id, port: 0 };
     let name = edit.value_name(float).to_owned();
     let init = |edit: &mut Edit<'_>, what: &str, t: Tensor| edit.add_init(id, &format!("{name}_{what}"), t);
-    let zero = match x.coding.dtype() {
-        DType::I8 => Tensor::scalar(tables.x_zero_point as i8),
-        DType::U8 => Tensor::scalar(tables.x_zero_point as u8),
-        DType::I16 => Tensor::scalar(tables.x_zero_point as i16),
-        _ => Tensor::scalar(tables.x_zero_point as u16),
-    };
+    let mut zero = codes_tensor(x.coding.dtype(), &tables.x_zero_points);
+    if tables.x_zero_points.len() == 1 {
+        zero.shape.clear();
+    }
     let zero = init(edit, "x_zero_point", zero);
     let multiplier = init(edit, "multiplier", Tensor::vector(&tables.multiplier));
     let eps = init(edit, "eps", Tensor::scalar(tables.eps));
@@ -207,7 +201,7 @@ fn lut(edit: &mut Edit<'_>, id: NodeId, function: Activation, x: &Pair, y: &Pair
     let by_channel = if x.exponents.is_empty() && y.exponents.is_empty() {
         None
     } else {
-        Some(channel_tables(function, (affine(x), &x.exponents), from, (affine(y), &y.exponents), range)?)
+        Some(channel_tables(function, ptf(x), from, ptf(y), range)?)
     };
     let float = Value { node: id, port: 0 };
     let stem = edit.value_name(float).to_owned();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::LowerError;
 use crate::ir::shape::Shapes;
 use crate::ir::{AttrValue, DType, Edit, NewOp, Scalar, Tensor, Value};
-use crate::quant::plan::{Codes, Scheme, SitePlan, exponents_from_text};
+use crate::quant::plan::{Codes, Scheme, SitePlan, ZeroPoint, exponents_from_text};
 
 /// The values behind Q/DQ pairs, by the name of the original value.
 #[derive(Debug, Default)]
@@ -25,7 +25,8 @@ pub(super) struct Pair {
     pub(super) dequantised: Value,
     /// The scales: one, or one a channel.
     pub(super) scales: Vec<f32>,
-    pub(super) zero: i32,
+    /// The zero points: one, or one a channel.
+    pub(super) zeros: Vec<i32>,
     /// Of an activation.
     pub(super) coding: Codes,
     /// PTF exponents, empty for an affine value.
@@ -33,7 +34,7 @@ pub(super) struct Pair {
 }
 
 impl Pair {
-    /// The scale of exponent 0: `real = base · 2^exponent · (code − zero)`, with exponent 0 for an affine value.
+    /// The scale of exponent 0: `real = base · 2^exponent · (code − zero point)`, with exponent 0 for an affine value.
     pub(super) fn base_scale(&self) -> f64 {
         let first = f64::from(self.scales.first().copied().unwrap_or(1.0));
         self.exponents.first().map_or(first, |&e| first / f64::from(1u32 << e.min(15)))
@@ -130,8 +131,15 @@ pub(super) fn lower_constant(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Qua
         }
         let dequantised = edit.add(anchor, dq);
         edit.replace_uses(old, dequantised, |_| true);
-        let pair =
-            Pair { site: site.name.clone(), codes, dequantised, scales: scales.clone(), zero: 0, coding, exponents: Vec::new() };
+        let pair = Pair {
+            site: site.name.clone(),
+            codes,
+            dequantised,
+            scales: scales.clone(),
+            zeros: vec![0],
+            coding,
+            exponents: Vec::new(),
+        };
         out.values.insert(name.clone(), pair);
     }
     Ok(())
@@ -145,12 +153,22 @@ pub(super) fn lower_values(
     shapes: &Shapes,
     out: &mut Quantised,
 ) -> Result<usize, LowerError> {
-    let (codes, scale, zero, exponents) = match &site.scheme {
-        Scheme::Affine { codes, scale, zero_point } => (*codes, *scale, *zero_point, Vec::new()),
+    let (codes, scale, zero_point, exponents) = match &site.scheme {
+        Scheme::Affine { codes, scale, zero_point } => (*codes, *scale, ZeroPoint::Tensor(*zero_point), Vec::new()),
         Scheme::Ptf { codes, scale, zero_point, exponents } => {
             let parsed =
                 exponents_from_text(exponents).ok_or_else(|| misfit(site, "", "exponents are not hexadecimal digits"))?;
-            (*codes, *scale, *zero_point, parsed)
+            if let ZeroPoint::Channels(each) = zero_point
+                && each.len() != parsed.len()
+            {
+                let what = format!(
+                    "one zero point for each of {} exponents needed, or a single one, found {}",
+                    parsed.len(),
+                    each.len()
+                );
+                return Err(misfit(site, "", what));
+            }
+            (*codes, *scale, zero_point.clone(), parsed)
         }
         &Scheme::Log2 { bits, fraction_bits, scale, normalized } => {
             if !(4..=8).contains(&bits) || fraction_bits > 4 {
@@ -174,12 +192,12 @@ pub(super) fn lower_values(
         Scheme::Weight { .. } => return Err(misfit(site, "", "the scheme 'weight' is for constants")),
     };
     let (low, high) = codes.range();
-    if !((low..=high).contains(&zero) && scale.is_finite() && scale > 0.0) {
-        return Err(misfit(
-            site,
-            "",
-            format!("a positive scale and a zero point in {low}..={high} needed, found {scale} and {zero}"),
-        ));
+    let zeros = zero_point.as_slice();
+    let outside = zeros.iter().find(|z| !(low..=high).contains(z));
+    if outside.is_some() || !(scale.is_finite() && scale > 0.0) {
+        let zero = outside.or(zeros.first()).copied().unwrap_or_default();
+        let what = format!("a positive scale and a zero point in {low}..={high} needed, found {scale} and {zero}");
+        return Err(misfit(site, "", what));
     }
     for name in &site.site.values {
         let value = find(edit, site, name, out)?;
@@ -202,13 +220,14 @@ pub(super) fn lower_values(
             exponents.iter().map(|&e| scale * f32::from(1u16 << e.min(15))).collect()
         };
         let scale_t = Tensor::new(shape, &scales).map_err(|e| misfit(site, name, e.to_string()))?;
-        let zero_t = integers(codes.dtype(), shape, &vec![zero; n]).ok_or_else(|| misfit(site, name, "zero point"))?;
+        let each_zero: Vec<i32> = zeros.iter().cycle().take(n).copied().collect();
+        let zero_t = integers(codes.dtype(), shape, &each_zero).ok_or_else(|| misfit(site, name, "zero point"))?;
         let scale_v = edit.add_init(anchor, &format!("{name}_scale"), scale_t);
         let zero_v = edit.add_init(anchor, &format!("{name}_zero_point"), zero_t);
         let axis = |op: NewOp| if exponents.is_empty() { op } else { op.attr("axis", AttrValue::Int(-1)) };
         let bounds = codes.is_narrow().then_some((low, high));
         let bounded = match bounds.filter(|_| codes.bits > 8) {
-            Some((low, high)) => bound_reals(edit, name, value, &scales, (low - zero, high - zero), shape),
+            Some(bounds) => bound_reals(edit, name, value, (&scales, &each_zero), bounds, shape),
             None => value,
         };
         let q = NewOp::std("QuantizeLinear", &format!("{name}_quantized")).inputs([bounded, scale_v, zero_v]);
@@ -233,7 +252,7 @@ pub(super) fn lower_values(
             codes: coded,
             dequantised: dq,
             scales,
-            zero,
+            zeros: zeros.to_vec(),
             coding: codes,
             exponents: exponents.clone(),
         };
@@ -252,12 +271,19 @@ fn clip_codes(edit: &mut Edit<'_>, name: &str, q: Value, dtype: DType, (low, hig
     edit.add(q.node, NewOp::std("Clip", &format!("{name}_clipped")).inputs([q, low, high]))
 }
 
-/// A value held within what its codes of 9 to 15 bits can say: onnxruntime has no Clip of 16-bit integers. `steps` are the
-/// lowest and highest code less the zero point. The bounds are whole numbers of steps, so they quantise to those codes.
-fn bound_reals(edit: &mut Edit<'_>, name: &str, value: Value, scales: &[f32], steps: (i32, i32), shape: &[usize]) -> Value {
+/// A value held within what its codes of 9 to 15 bits, from `low` to `high`, can say: onnxruntime has no Clip of 16-bit integers.
+/// The bounds are whole numbers of steps, so they quantise to those codes.
+fn bound_reals(
+    edit: &mut Edit<'_>,
+    name: &str,
+    value: Value,
+    (scales, zeros): (&[f32], &[i32]),
+    (low, high): (i32, i32),
+    shape: &[usize],
+) -> Value {
     let mut bounded = value;
-    for (op, what, step) in [("Max", "low", steps.0), ("Min", "high", steps.1)] {
-        let reals: Vec<f32> = scales.iter().map(|s| s * step as f32).collect();
+    for (op, what, code) in [("Max", "low", low), ("Min", "high", high)] {
+        let reals: Vec<f32> = scales.iter().zip(zeros).map(|(s, zero)| s * (code - zero) as f32).collect();
         let Ok(tensor) = Tensor::new(shape, &reals) else { return value };
         let limit = edit.add_init(value.node, &format!("{name}_{what}"), tensor);
         bounded = edit.add(value.node, NewOp::std(op, &format!("{name}_{what}_bound")).inputs([bounded, limit]));

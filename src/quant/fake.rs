@@ -6,20 +6,44 @@ use crate::simd::widest;
 
 /// Quantises and dequantises in place, in the float32 arithmetic of QuantizeLinear and DequantizeLinear.
 #[derive(Debug, Clone, PartialEq)]
-pub struct FakeQuant {
-    /// One scale, or one for each channel of the last axis.
-    scales: Vec<f32>,
-    kind: Kind,
+pub struct FakeQuant(Kind);
+
+/// A scale, and the bounds of the codes less the zero point.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Linear {
+    scale: f32,
+    low: f32,
+    high: f32,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+impl Linear {
+    fn new(codes: Codes, scale: f32, zero: i32) -> Linear {
+        let (low, high) = codes.range();
+        Linear { scale, low: (low - zero) as f32, high: (high - zero) as f32 }
+    }
+
+    #[inline(always)]
+    fn apply(self, x: f32) -> f32 {
+        round_half_even((x / self.scale).clamp(self.low, self.high)) * self.scale
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
 enum Kind {
-    /// Codes less the zero point lie within these bounds.
-    Linear { low: f32, high: f32 },
+    Tensor(Linear),
+    /// One for each channel of the last axis.
+    Channels(Vec<Linear>),
     /// `scale · 2^(−q / 2^fraction_bits)`, of which the code `top` is 0; `normalized`, over the sum of its row.
-    Log2 { steps: f32, top: f32, scale: f32, normalized: bool },
+    Log2 {
+        steps: f32,
+        top: f32,
+        scale: f32,
+        normalized: bool,
+    },
     /// Held within ±bound, in float.
-    Clip { bound: f32 },
+    Clip {
+        bound: f32,
+    },
 }
 
 /// Adding and subtracting it rounds a float32 below 2^22 to an integer, half to even: in the default rounding mode the sum has
@@ -34,25 +58,24 @@ fn round_half_even(x: f32) -> f32 {
 impl FakeQuant {
     /// No codes: the value is held within ±`bound`.
     pub fn clip(bound: f32) -> FakeQuant {
-        FakeQuant { scales: Vec::new(), kind: Kind::Clip { bound } }
+        FakeQuant(Kind::Clip { bound })
     }
 
     /// Of an activation's scheme; `None` for that of a constant.
     pub fn of(scheme: &Scheme) -> Option<FakeQuant> {
-        let linear = |codes: Codes, zero: i32, scales: Vec<f32>| {
-            let (low, high) = codes.range();
-            FakeQuant { scales, kind: Kind::Linear { low: (low - zero) as f32, high: (high - zero) as f32 } }
-        };
         match scheme {
-            Scheme::Affine { codes, scale, zero_point } => Some(linear(*codes, *zero_point, vec![*scale])),
+            Scheme::Affine { codes, scale, zero_point } => {
+                Some(FakeQuant(Kind::Tensor(Linear::new(*codes, *scale, *zero_point))))
+            }
             Scheme::Ptf { codes, scale, zero_point, exponents } => {
                 let scales = exponents_from_text(exponents)?.into_iter().map(|e| scale * f32::from(1u16 << e.min(15)));
-                Some(linear(*codes, *zero_point, scales.collect()))
+                let zeros = zero_point.as_slice().iter().cycle();
+                Some(FakeQuant(Kind::Channels(scales.zip(zeros).map(|(s, &z)| Linear::new(*codes, s, z)).collect())))
             }
             Scheme::Log2 { bits, fraction_bits, scale, normalized } => {
                 let top = f32::from(1u16 << bits) - 1.0;
                 let steps = f32::from(1u16 << fraction_bits);
-                Some(FakeQuant { scales: Vec::new(), kind: Kind::Log2 { steps, top, scale: *scale, normalized: *normalized } })
+                Some(FakeQuant(Kind::Log2 { steps, top, scale: *scale, normalized: *normalized }))
             }
             Scheme::Weight { .. } => None,
         }
@@ -68,21 +91,17 @@ impl FakeQuant {
 
     #[inline(always)]
     fn change(&self, data: &mut [f32], channels: usize) {
-        match (self.kind, &*self.scales) {
-            (Kind::Linear { low, high }, &[scale]) => {
-                for x in data {
-                    *x = round_half_even((*x / scale).clamp(low, high)) * scale;
-                }
-            }
-            (Kind::Linear { low, high }, scales) => {
+        match self.0 {
+            Kind::Tensor(linear) => data.iter_mut().for_each(|x| *x = linear.apply(*x)),
+            Kind::Channels(ref each) => {
                 for row in data.chunks_mut(channels.max(1)) {
-                    for (x, &scale) in row.iter_mut().zip(scales) {
-                        *x = round_half_even((*x / scale).clamp(low, high)) * scale;
+                    for (x, linear) in row.iter_mut().zip(each) {
+                        *x = linear.apply(*x);
                     }
                 }
             }
-            (Kind::Clip { bound }, _) => data.iter_mut().for_each(|x| *x = x.clamp(-bound, bound)),
-            (Kind::Log2 { steps, top, scale, normalized }, _) => {
+            Kind::Clip { bound } => data.iter_mut().for_each(|x| *x = x.clamp(-bound, bound)),
+            Kind::Log2 { steps, top, scale, normalized } => {
                 for row in data.chunks_mut(channels.max(1)) {
                     let mut sum = 0.0f32;
                     for x in row.iter_mut() {
@@ -131,6 +150,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::quant::plan::ZeroPoint;
     use proptest::prelude::*;
 
     /// QuantizeLinear and DequantizeLinear as ONNX defines them, in f64.
@@ -158,12 +178,15 @@ mod tests {
         #[test]
         fn every_channel_has_its_step(x in prop::collection::vec(-30f32..30.0, 8), scale in 0.01f32..0.5) {
             let codes = Codes { bits: 8, signed: true };
-            let fake = FakeQuant::of(&Scheme::Ptf { codes, scale, zero_point: 3, exponents: "0123".into() }).unwrap();
-            let mut out = x.clone();
-            fake.apply(&mut out, 4);
-            for (i, (x, y)) in x.iter().zip(out).enumerate() {
-                let want = oracle(*x, scale * [1.0, 2.0, 4.0, 8.0][i % 4], 3, (-128, 127));
-                prop_assert!((f64::from(y) - want).abs() <= want.abs() * 1e-6 + 1e-9, "{x}: {y} for {want}");
+            for zero_point in [ZeroPoint::Tensor(3), ZeroPoint::Channels(vec![-128, 3, 127, 90])] {
+                let zero = |c: usize| zero_point.as_slice().get(c).copied().unwrap_or(3);
+                let scheme = Scheme::Ptf { codes, scale, zero_point: zero_point.clone(), exponents: "0123".into() };
+                let mut out = x.clone();
+                FakeQuant::of(&scheme).unwrap().apply(&mut out, 4);
+                for (i, (x, y)) in x.iter().zip(out).enumerate() {
+                    let want = oracle(*x, scale * [1.0, 2.0, 4.0, 8.0][i % 4], zero(i % 4), (-128, 127));
+                    prop_assert!((f64::from(y) - want).abs() <= want.abs() * 1e-6 + 1e-9, "{x}: {y} for {want}");
+                }
             }
         }
 

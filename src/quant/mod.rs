@@ -12,6 +12,6 @@ mod target;
 mod weights;
 
 pub(crate) use params::affine_scheme;
-pub use plan::{Codes, FloatSite, PlanError, QuantPlan, Scheme, SitePlan};
+pub use plan::{Codes, FloatSite, PlanError, QuantPlan, Scheme, SitePlan, ZeroPoint};
 pub use policy::{ModelFacts, PolicyError, make_plan, recordings};
 pub use target::Target;

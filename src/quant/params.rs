@@ -1,13 +1,13 @@
 //! Ranges become scales and zero points.
 
-use super::plan::{Codes, Scheme, exponents_to_text};
+use super::plan::{Codes, Scheme, ZeroPoint, exponents_to_text};
 use crate::calib::kl::Kl;
 use crate::calib::minmax::Minmax;
 use crate::calib::omse::Omse;
 use crate::calib::percentile::Percentile;
 use crate::calib::ptf::{self, PtfOptions};
 use crate::calib::{Error as CalibError, Grid, Observer, Range, RangeQuery, ValueStats};
-use crate::config::schema::{Observer as ObserverKind, SiteConfig};
+use crate::config::schema::{CalibrationMode, Observer as ObserverKind, SiteConfig};
 
 /// The observer that an entry asks for.
 pub(super) fn observer(cfg: &SiteConfig, moving_average: bool) -> Result<Box<dyn Observer>, CalibError> {
@@ -52,13 +52,14 @@ pub(super) fn positive_scale(scale: f64) -> f32 {
 }
 
 pub(super) fn ptf_scheme(seen: &ValueStats, cfg: &SiteConfig, codes: Codes, shared: f64) -> Result<Scheme, CalibError> {
-    let options = PtfOptions { bits: cfg.bits, max_exponent: cfg.max_exponent, search: cfg.ptf_search, shared };
+    let own_zero_points = cfg.calibration_mode == CalibrationMode::ChannelWise;
+    let options = PtfOptions { bits: cfg.bits, max_exponent: cfg.max_exponent, search: cfg.ptf_search, own_zero_points, shared };
     let fit = ptf::from_stats(seen, Some(range(seen, cfg)?), &[], options)?.ptf;
     let offset = if codes.signed { 1i32 << (codes.bits - 1) } else { 0 };
     Ok(Scheme::Ptf {
         codes,
         scale: positive_scale(fit.base),
-        zero_point: fit.zero_point - offset,
+        zero_point: ZeroPoint::of_channels(fit.zero_points).map(|z| z - offset),
         exponents: exponents_to_text(&fit.exponents),
     })
 }

@@ -54,15 +54,15 @@ pub enum Scheme {
         /// The zero point, within the codes' range.
         zero_point: i32,
     },
-    /// `real = scale · 2^α_c · (q − zero_point)` with an exponent for each channel of the last axis.
+    /// `real = scale · 2^α_c · (q − zero_point_c)` with an exponent for each channel of the last axis.
     Ptf {
         /// Codes.
         #[serde(flatten)]
         codes: Codes,
         /// The base scale, positive.
         scale: f32,
-        /// The zero point, within the codes' range.
-        zero_point: i32,
+        /// The zero point, within the codes' range: one, or one for each channel.
+        zero_point: ZeroPoint,
         /// α_c, one hexadecimal digit a channel.
         exponents: String,
     },
@@ -90,6 +90,43 @@ pub enum Scheme {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         normalized: bool,
     },
+}
+
+/// The zero point of a value whose channels have exponents: in JSON a number, or a list of one for each channel.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(untagged)]
+pub enum ZeroPoint {
+    /// The same for all channels.
+    Tensor(i32),
+    /// One for each channel.
+    Channels(Vec<i32>),
+}
+
+impl ZeroPoint {
+    /// Of one for each channel; one alone where they do not differ.
+    pub fn of_channels(zero_points: Vec<i32>) -> ZeroPoint {
+        match zero_points[..] {
+            [first, ref rest @ ..] if rest.iter().all(|&z| z == first) => ZeroPoint::Tensor(first),
+            _ => ZeroPoint::Channels(zero_points),
+        }
+    }
+
+    /// The numbers: one, or one for each channel.
+    pub fn as_slice(&self) -> &[i32] {
+        match self {
+            ZeroPoint::Tensor(one) => std::slice::from_ref(one),
+            ZeroPoint::Channels(each) => each,
+        }
+    }
+
+    /// The same with every number changed.
+    #[must_use]
+    pub fn map(&self, f: impl Fn(i32) -> i32) -> ZeroPoint {
+        match self {
+            ZeroPoint::Tensor(one) => ZeroPoint::Tensor(f(*one)),
+            ZeroPoint::Channels(each) => ZeroPoint::Channels(each.iter().map(|&z| f(z)).collect()),
+        }
+    }
 }
 
 fn one() -> f32 {

@@ -187,7 +187,9 @@ fn activation(
     } else {
         // The entry `patch_embed` speaks of the convolution's weights; its output shares the name and the width.
         let of_weights = site.site == Site::PatchEmbed;
-        if cfg.calibration_mode == CalibrationMode::ChannelWise && cfg.is_given(Key::CalibrationMode) && !of_weights {
+        // With PTF it speaks of zero points.
+        let scale_a_channel = cfg.calibration_mode == CalibrationMode::ChannelWise && cfg.method != Method::Ptf;
+        if scale_a_channel && cfg.is_given(Key::CalibrationMode) && !of_weights {
             notes.push("one scale for the tensor, not one a channel: the operator after it adds its channels up".to_owned());
         }
         // Few log2 codes span the probabilities; as many uniform ones would not.

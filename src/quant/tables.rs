@@ -27,9 +27,7 @@ pub enum TableError {
         needed: &'static str,
     },
     /// Per-channel parameters differ in length.
-    #[error(
-        "{what} has {found} entries, but gamma has {expected}: every channel needs one; check the plan's entry for this site"
-    )]
+    #[error("{what} has {found} entries, but {expected} are needed, one for each channel; check the plan's entry for this site")]
     Length {
         /// The parameter.
         what: &'static str,
@@ -84,6 +82,44 @@ pub struct Affine {
     pub scale: f64,
     /// The zero point.
     pub zero_point: i32,
+}
+
+/// Parameters of a tensor whose channels have power-of-two factors (PTF, arXiv 2111.13824, eq. 9):
+/// `real = scale · 2^exponent_c · (code − zero_point_c)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ptf<'a> {
+    /// The base scale, positive and finite; the f32 of the model, widened.
+    pub scale: f64,
+    /// The zero point, one or `[C]`.
+    pub zero_points: &'a [i32],
+    /// `[C]`: the exponents; none at all: 0 for every channel.
+    pub exponents: &'a [u8],
+}
+
+impl Ptf<'_> {
+    /// Exponent and zero point of a channel.
+    fn channel(&self, c: usize) -> (u8, i32) {
+        let zero_point = if let &[one] = self.zero_points { Some(one) } else { self.zero_points.get(c).copied() };
+        (self.exponents.get(c).copied().unwrap_or(0), zero_point.unwrap_or(0))
+    }
+
+    /// The number of channels, if something says it.
+    fn channels(&self) -> Option<usize> {
+        (!self.exponents.is_empty()).then_some(self.exponents.len())
+    }
+
+    fn check(&self, scale: &'static str, zero_points: &'static str, channels: usize) -> Result<(), TableError> {
+        check_positive(scale, self.scale)?;
+        for (what, found, expected) in [
+            ("the list of exponents", self.exponents.len(), if self.exponents.is_empty() { 0 } else { channels }),
+            (zero_points, self.zero_points.len(), if self.zero_points.len() == 1 { 1 } else { channels }),
+        ] {
+            if found != expected {
+                return Err(TableError::Length { what, found, expected });
+            }
+        }
+        self.exponents.iter().try_for_each(|&e| check_range("an exponent", i64::from(e), 0..=15, "0 to 15"))
+    }
 }
 
 fn check_positive(what: &'static str, found: f64) -> Result<(), TableError> {

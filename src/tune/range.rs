@@ -36,7 +36,7 @@ pub fn scaled(site: &SitePlan, steps: i32) -> Option<Candidate> {
         }
         Scheme::Ptf { codes, scale, zero_point, exponents } => {
             let scale = (f64::from(*scale) * factor) as f32;
-            let new = Scheme::Ptf { codes: *codes, scale, zero_point: *zero_point, exponents: exponents.clone() };
+            let new = Scheme::Ptf { codes: *codes, scale, zero_point: zero_point.clone(), exponents: exponents.clone() };
             Some((new, format!("scale times {factor:.2}")))
         }
         Scheme::Weight { .. } | Scheme::Log2 { .. } => None,
@@ -63,7 +63,8 @@ pub fn capped(site: &SitePlan, lower: u8) -> Option<Candidate> {
         return None;
     }
     let exponents: Vec<u8> = exponents.into_iter().map(|e| e.min(cap)).collect();
-    let new = Scheme::Ptf { codes: *codes, scale: *scale, zero_point: *zero_point, exponents: exponents_to_text(&exponents) };
+    let new =
+        Scheme::Ptf { codes: *codes, scale: *scale, zero_point: zero_point.clone(), exponents: exponents_to_text(&exponents) };
     let s = if changed == 1 { "" } else { "s" };
     Some((new, format!("{changed} channel{s} clipped at 2^-{lower} of the range")))
 }

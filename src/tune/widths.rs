@@ -55,7 +55,7 @@ pub fn with_bits(scheme: &Scheme, bits: u8) -> Option<Scheme> {
             Some(Scheme::Ptf {
                 codes: Codes { bits, ..*codes },
                 scale,
-                zero_point: zero_point << more,
+                zero_point: zero_point.map(|z| z << more),
                 exponents: exponents_to_text(&exponents),
             })
         }

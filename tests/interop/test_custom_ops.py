@@ -382,9 +382,12 @@ def test_log_int_softmax_takes_any_rank(kernel, shape):
 # PtfLayerNorm
 
 
-def layer_norm(kernel, rng, in_dtype, out_dtype, channels, largest_exponent, margin=0, in_scale=0.01, eps=1e-6):
+def layer_norm(
+    kernel, rng, in_dtype, out_dtype, channels, largest_exponent, margin=0, in_scale=0.01, eps=1e-6, own_zero_points=False
+):
     info, out_info = np.iinfo(in_dtype), np.iinfo(out_dtype)
     levels = out_info.max - out_info.min
+    zero_range = (info.min // 8, info.max // 8) if info.min < 0 else (info.max // 3, 2 * info.max // 3)
     low, high = out_info.min + margin, out_info.max - margin
     if largest_exponent is None:
         exponents = np.arange(channels) % 9
@@ -395,9 +398,7 @@ def layer_norm(kernel, rng, in_dtype, out_dtype, channels, largest_exponent, mar
         "beta": rng.normal(0, 0.5, channels),
         "eps": np.float64(eps),
         "in_scale": np.float64(in_scale),
-        "x_zero_point": np.array(rng.integers(info.min // 8, info.max // 8), in_dtype)
-        if info.min < 0
-        else np.array(rng.integers(info.max // 3, 2 * info.max // 3), in_dtype),
+        "x_zero_point": np.array(rng.integers(*zero_range, channels if own_zero_points else None), in_dtype),
         "exponents": exponents.astype(np.int64),
         "out_scale": np.float64(9 / levels),
         "out_zero_point": np.int64(round(out_info.min + 0.45 * levels)),
@@ -407,7 +408,7 @@ def layer_norm(kernel, rng, in_dtype, out_dtype, channels, largest_exponent, mar
 
 
 def exact_layer_norm(data, p):
-    codes = data.astype(np.float64) - np.float64(p["x_zero_point"])
+    codes = data.astype(np.float64) - p["x_zero_point"].astype(np.float64)
     x = p["in_scale"] * 2.0 ** p["exponents"] * codes
     x = x - x.mean(-1, keepdims=True)
     z = x / np.sqrt((x * x).mean(-1, keepdims=True) + p["eps"])
@@ -442,6 +443,17 @@ def test_ptf_layer_norm(kernel, in_dtype, out_dtype, channels, largest_exponent,
     got = everywhere(kernel, "PtfLayerNorm", data, constants, out_dtype)
     name = f"PtfLayerNorm {in_dtype.__name__}>{out_dtype.__name__} C {channels} exponents {largest_exponent}"
     largest, equal = report(name, got, exact_layer_norm(data, p))
+    assert largest <= 1 and equal > 0.995
+
+
+@pytest.mark.parametrize("in_dtype,channels", [(I8, 192), (U8, 384), (I16, 192), (U16, 768)])
+def test_ptf_layer_norm_with_a_zero_point_a_channel(kernel, in_dtype, channels):
+    rng = np.random.default_rng(channels)
+    p, constants = layer_norm(kernel, rng, in_dtype, I8, channels, 5, own_zero_points=True)
+    assert len(np.unique(p["x_zero_point"])) > 10
+    data = rows(rng, in_dtype, MILLION // (4 * channels) + 20, channels)
+    got = everywhere(kernel, "PtfLayerNorm", data, constants, I8)
+    largest, equal = report(f"PtfLayerNorm {in_dtype.__name__} C {channels} zero points", got, exact_layer_norm(data, p))
     assert largest <= 1 and equal > 0.995
 
 

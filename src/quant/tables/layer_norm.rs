@@ -1,6 +1,6 @@
 //! The constants of `PtfLayerNorm`.
 
-use super::{Affine, CodeType, TableError, check_finite, check_positive, check_range};
+use super::{CodeType, Ptf, TableError, check_finite, check_range};
 
 /// Fractional bits of the op's normalised value.
 const F: u32 = 24;
@@ -22,14 +22,12 @@ pub struct LayerNormSpec<'a> {
     pub beta: &'a [f64],
     /// LayerNorm's epsilon, in squared units of the real input.
     pub eps: f64,
-    /// The input: `real = scale · 2^exponent_c · (code − zero_point)`.
-    pub input: Affine,
-    /// `[C]`: the exponents, 0 to 15.
-    pub exponents: &'a [u32],
+    /// The input; exponents 0 to 15.
+    pub input: Ptf<'a>,
     /// The type of the input's codes.
     pub input_type: CodeType,
-    /// The output: `real = scale · (code − zero_point)`.
-    pub output: Affine,
+    /// The output.
+    pub output: Ptf<'a>,
     /// The lowest and the highest output code, which may be narrower than the output's type.
     pub output_range: (i32, i32),
 }
@@ -38,15 +36,15 @@ pub struct LayerNormSpec<'a> {
 /// `runtime::kernels::layer_norm::PtfLayerNorm`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerNormTables {
-    /// The input's zero point.
-    pub x_zero_point: i32,
+    /// The input's zero point, one or `[C]`.
+    pub x_zero_points: Vec<i32>,
     /// `[C]`: `2^exponent_c`.
     pub multiplier: Vec<i64>,
     /// `round(C² · eps / scale²)`.
     pub eps: i64,
-    /// `[C]`: `round(γ_c / s_out · 2^(shift − 24))`.
+    /// `[C]`: `round(γ_c / s_c · 2^(shift − 24))`, s_c being the output's scale in the channel.
     pub gamma: Vec<i64>,
-    /// `[C]`: `round(β_c / s_out · 2^shift) + (zp_out << shift) + 2^(shift − 1)`.
+    /// `[C]`: `round(β_c / s_c · 2^shift) + (zp_c << shift) + 2^(shift − 1)`.
     pub beta: Vec<i64>,
     /// Fractional bits of the last sum, 24 to 44.
     pub shift: u64,
@@ -67,14 +65,16 @@ impl LayerNormTables {
     /// [`TableError`] for parameters that are not finite, of unequal length, out of range, or too wide.
     pub fn new(spec: &LayerNormSpec<'_>) -> Result<Self, TableError> {
         spec.check()?;
-        let multiplier: Vec<i64> = spec.exponents.iter().map(|&e| 1i64 << e).collect();
+        let channels = 0..spec.gamma.len();
+        let multiplier: Vec<i64> = channels.clone().map(|c| 1i64 << spec.input.channel(c).0).collect();
         let eps = spec.integer_eps(&multiplier)?;
-        let codes = |values: &[f64]| -> Vec<f64> { values.iter().map(|v| v / spec.output.scale).collect() };
+        let steps = |c: usize| libm::scalbn(spec.output.scale, spec.output.channel(c).0.into());
+        let codes = |values: &[f64]| -> Vec<f64> { values.iter().enumerate().map(|(c, v)| v / steps(c)).collect() };
         let (gamma, beta) = (codes(spec.gamma), codes(spec.beta));
-        let zero_point = f64::from(spec.output.zero_point);
+        let zero_points: Vec<i32> = channels.map(|c| spec.output.channel(c).1).collect();
         let largest_gamma = largest(&gamma);
         // Half a code for the rounding, and the zero point.
-        let largest_beta = largest(&beta) + zero_point.abs() + 1.0;
+        let largest_beta = largest(&beta) + zero_points.iter().fold(0.0, |m, &z| f64::from(z).abs().max(m)) + 1.0;
         let fraction_bits = (0..=GAMMA_FRACTION_BITS_MAX).rev().find(|&bits| {
             libm::scalbn(largest_gamma, bits as i32) <= f64::from(1u32 << GAMMA_BITS)
                 && libm::scalbn(largest_beta, (bits + F) as i32) <= (1u64 << BETA_BITS) as f64
@@ -89,13 +89,13 @@ impl LayerNormTables {
         };
         let shift = F + fraction_bits;
         let fixed = |v: &f64, bits: u32| libm::scalbn(*v, bits as i32).round_ties_even() as i64;
-        let offset = (i64::from(spec.output.zero_point) << shift) + (1i64 << (shift - 1));
+        let offset = |zero_point: i32| (i64::from(zero_point) << shift) + (1i64 << (shift - 1));
         Ok(Self {
-            x_zero_point: spec.input.zero_point,
+            x_zero_points: spec.input.zero_points.to_vec(),
             multiplier,
             eps,
             gamma: gamma.iter().map(|v| fixed(v, fraction_bits)).collect(),
-            beta: beta.iter().map(|v| fixed(v, shift) + offset).collect(),
+            beta: beta.iter().zip(zero_points).map(|(v, z)| fixed(v, shift) + offset(z)).collect(),
             shift: u64::from(shift),
             y_range: spec.output_range,
         })
@@ -106,31 +106,26 @@ impl LayerNormSpec<'_> {
     fn check(&self) -> Result<(), TableError> {
         let channels = self.gamma.len();
         check_range("the number of channels", i64::try_from(channels).unwrap_or(i64::MAX), 1..=1 << 14, "1 to 16384")?;
-        for (what, found) in [("beta", self.beta.len()), ("the list of exponents", self.exponents.len())] {
-            if found != channels {
-                return Err(TableError::Length { what, found, expected: channels });
-            }
+        if self.beta.len() != channels {
+            return Err(TableError::Length { what: "beta", found: self.beta.len(), expected: channels });
         }
+        self.input.check("the input's scale", "the list of the input's zero points", channels)?;
+        self.output.check("the output's scale", "the list of the output's zero points", channels)?;
         check_finite("gamma", self.gamma)?;
         check_finite("beta", self.beta)?;
-        check_positive("the input's scale", self.input.scale)?;
-        check_positive("the output's scale", self.output.scale)?;
         if !(self.eps.is_finite() && self.eps >= 0.0) {
             return Err(TableError::Parameter { what: "epsilon", found: self.eps, needed: "finite and not below 0" });
         }
-        for &exponent in self.exponents {
-            check_range("an exponent", i64::from(exponent), 0..=15, "0 to 15")?;
-        }
         let (low, high) = self.input_type.range();
-        check_range(
-            "the input's zero point",
-            i64::from(self.input.zero_point),
-            i64::from(low)..=i64::from(high),
-            "a code of the input's type",
-        )?;
+        let codes = i64::from(low)..=i64::from(high);
+        for &zero_point in self.input.zero_points {
+            check_range("the input's zero point", i64::from(zero_point), codes.clone(), "a code of the input's type")?;
+        }
         let codes = -(1i64 << 15)..=(1i64 << 16) - 1;
         let needed = "a code of at most 16 bits";
-        check_range("the output's zero point", i64::from(self.output.zero_point), codes.clone(), needed)?;
+        for &zero_point in self.output.zero_points {
+            check_range("the output's zero point", i64::from(zero_point), codes.clone(), needed)?;
+        }
         let (low, high) = self.output_range;
         check_range("the lowest output code", i64::from(low), codes.clone(), needed)?;
         check_range(
@@ -145,8 +140,11 @@ impl LayerNormSpec<'_> {
     fn integer_eps(&self, multiplier: &[i64]) -> Result<i64, TableError> {
         let channels = multiplier.len();
         let (low, high) = self.input_type.range();
-        let farthest = (self.input.zero_point - low).max(high - self.input.zero_point);
-        let squares: i128 = multiplier.iter().map(|&m| (i128::from(farthest) * i128::from(m)).pow(2)).sum();
+        let farthest = |c: usize| {
+            let zero_point = self.input.channel(c).1;
+            (zero_point - low).max(high - zero_point)
+        };
+        let squares: i128 = multiplier.iter().enumerate().map(|(c, &m)| (i128::from(farthest(c)) * i128::from(m)).pow(2)).sum();
         let count = channels as f64;
         let eps = (count * count * self.eps / (self.input.scale * self.input.scale)).round_ties_even();
         let reached = (squares * channels as i128) as f64 + eps;
@@ -173,15 +171,14 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
 
-    fn spec<'a>(gamma: &'a [f64], exponents: &'a [u32]) -> LayerNormSpec<'a> {
+    fn spec<'a>(gamma: &'a [f64], exponents: &'a [u8]) -> LayerNormSpec<'a> {
         LayerNormSpec {
             gamma,
             beta: gamma,
             eps: 1e-6,
-            input: Affine { scale: 0.01, zero_point: 3 },
-            exponents,
+            input: Ptf { scale: 0.01, zero_points: &[3], exponents },
             input_type: CodeType::Int8,
-            output: Affine { scale: 0.03125, zero_point: -5 },
+            output: Ptf { scale: 0.03125, zero_points: &[-5], exponents: &[] },
             output_range: (-128, 127),
         }
     }
@@ -192,15 +189,27 @@ mod tests {
         assert_eq!(t.multiplier, [1, 8]);
         // 4 · 1e-6 / 1e-4 is below one half.
         assert_eq!(t.eps, 0);
-        assert_eq!((t.shift, t.y_range, t.x_zero_point), (44, (-128, 127), 3));
+        assert_eq!((t.shift, t.y_range, &*t.x_zero_points), (44, (-128, 127), &[3][..]));
         assert_eq!(t.gamma, [32 << 20, -(16 << 20)]);
         let half = 1i64 << 43;
         assert_eq!(t.beta, [(27 << 44) + half, (-21 << 44) + half]);
-        let coarse = Affine { scale: 1e-4, zero_point: 3 };
+        let fine = Ptf { scale: 1e-4, zero_points: &[3], exponents: &[] };
         let gamma = [1.0, 1.0];
-        let s = LayerNormSpec { input: coarse, ..spec(&gamma, &[0, 0]) };
+        let s = LayerNormSpec { input: fine, ..spec(&gamma, &[0, 0]) };
         // 4 · 1e-6 / 1e-8.
         assert_eq!(LayerNormTables::new(&s).unwrap().eps, 400);
+    }
+
+    #[test]
+    fn a_channel_of_the_output_has_its_steps_and_its_zero_point() {
+        let gamma = [1.0, -0.5];
+        let plain = LayerNormTables::new(&spec(&gamma, &[0, 3])).unwrap();
+        let output = Ptf { scale: 0.03125, zero_points: &[-5, 7], exponents: &[0, 2] };
+        let t = LayerNormTables::new(&LayerNormSpec { output, ..spec(&gamma, &[0, 3]) }).unwrap();
+        assert_eq!((t.gamma[0], t.beta[0]), (plain.gamma[0], plain.beta[0]));
+        assert_eq!(t.gamma[1] * 4, plain.gamma[1]);
+        // -0.5 / 0.125 + 7, and a half.
+        assert_eq!((t.shift, t.beta[1]), (44, (3 << 44) + (1 << 43)));
     }
 
     #[test]
@@ -213,18 +222,18 @@ mod tests {
 
     #[test]
     fn what_could_overflow_is_refused() {
-        let (gamma, exponents) = (vec![1.0; 768], vec![7u32; 768]);
+        let (gamma, exponents) = (vec![1.0; 768], vec![7u8; 768]);
         let narrow = spec(&gamma, &exponents);
         assert!(LayerNormTables::new(&narrow).is_ok());
         let wide = LayerNormSpec { input_type: CodeType::Int16, ..narrow };
         let error = LayerNormTables::new(&wide).unwrap_err();
         assert!(matches!(error, TableError::TooWide { .. }), "{error}");
-        let six = vec![6u32; 768];
-        let fits = LayerNormSpec { exponents: &six, ..wide };
+        let six = vec![6u8; 768];
+        let fits = LayerNormSpec { input: Ptf { exponents: &six, ..wide.input }, ..wide };
         assert!(LayerNormTables::new(&fits).is_ok());
-        let mut few = vec![0u32; 768];
+        let mut few = vec![0u8; 768];
         few[41] = 8;
-        let fits = LayerNormSpec { exponents: &few, ..wide };
+        let fits = LayerNormSpec { input: Ptf { exponents: &few, ..wide.input }, ..wide };
         assert!(LayerNormTables::new(&fits).is_ok());
     }
 
@@ -241,11 +250,14 @@ mod tests {
         bad(LayerNormSpec { output_range: (5, 4), ..good });
         bad(LayerNormSpec { output_range: (0, 65536), ..good });
         for scale in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-            let affine = Affine { scale, zero_point: 0 };
-            bad(LayerNormSpec { input: affine, ..good });
-            bad(LayerNormSpec { output: affine, ..good });
+            bad(LayerNormSpec { input: Ptf { scale, ..good.input }, ..good });
+            bad(LayerNormSpec { output: Ptf { scale, ..good.output }, ..good });
         }
-        let far = Affine { scale: 1.0, zero_point: 128 };
-        bad(LayerNormSpec { input: far, ..good });
+        for zero_points in [&[128][..], &[0, 128], &[0, 0, 0], &[]] {
+            bad(LayerNormSpec { input: Ptf { zero_points, ..good.input }, ..good });
+        }
+        for zero_points in [&[0, 65536][..], &[0, 0, 0], &[]] {
+            bad(LayerNormSpec { output: Ptf { zero_points, ..good.output }, ..good });
+        }
     }
 }

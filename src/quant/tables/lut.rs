@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Affine, CodeType, TableError, check_finite, check_positive};
+use super::{Affine, CodeType, Ptf, TableError, check_finite, check_positive};
 
 /// The activations that a model may hold, as functions of a real number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +103,7 @@ pub fn activation_table(
     lut_table(|x| activation.eval(x), input, input_type, output, range)
 }
 
-/// The table of `ChannelLut` and `ChannelLutGelu`: a row for every pair of exponents that occurs, and the row of each channel.
+/// The table of `ChannelLut` and `ChannelLutGelu`: a row for every meaning of codes that occurs, and the row of each channel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChannelTables {
     /// The rows one after another, each as [`lut_table`] makes it.
@@ -117,32 +117,27 @@ pub struct ChannelTables {
 /// log2 of the largest number of entries of a [`ChannelTables`]: 4096 rows for 8-bit codes, 16 for 16-bit codes.
 pub const CHANNEL_TABLE_BITS: u32 = 20;
 
-/// The tables of an [`Activation`] between codes with power-of-two exponents a channel (PTF, arXiv 2111.13824, eq. 9): channel
-/// c reads `input.scale · 2^a · (code − zero point)` and writes in steps of `output.scale · 2^b`, with `(a, b)` its pair of
-/// exponents. Pairs are rows in ascending order. No exponents at all on one side mean 0 for every channel.
+/// The tables of an [`Activation`] between codes with a power-of-two exponent, and perhaps a zero point, for each channel. Each
+/// combination that occurs is a row; they ascend.
 ///
 /// # Errors
-/// As [`lut_table`]; [`TableError::Parameter`] when both sides have exponents and differ in their number or neither has any;
-/// [`TableError::TooWide`] when the rows have more than 2^[`CHANNEL_TABLE_BITS`] entries together.
+/// As [`lut_table`]; [`TableError::Length`] when both sides have exponents and differ in their number;
+/// [`TableError::Parameter`] when neither has any; [`TableError::TooWide`] when the rows have more than
+/// 2^[`CHANNEL_TABLE_BITS`] entries together.
 pub fn channel_tables(
     activation: Activation,
-    (input, input_exponents): (Affine, &[u8]),
+    input: Ptf<'_>,
     input_type: CodeType,
-    (output, output_exponents): (Affine, &[u8]),
+    output: Ptf<'_>,
     range: (i32, i32),
 ) -> Result<ChannelTables, TableError> {
-    let channels = input_exponents.len().max(output_exponents.len());
-    let fits = |exponents: &[u8]| exponents.is_empty() || exponents.len() == channels;
-    if channels == 0 || !fits(input_exponents) || !fits(output_exponents) {
-        return Err(TableError::Parameter {
-            what: "the number of the output's exponents",
-            found: output_exponents.len() as f64,
-            needed: "the number of the input's, and above 0",
-        });
-    }
-    let of = |exponents: &[u8], channel: usize| exponents.get(channel).copied().unwrap_or(0);
-    let pairs: Vec<(u8, u8)> = (0..channels).map(|c| (of(input_exponents, c), of(output_exponents, c))).collect();
-    let distinct: Vec<(u8, u8)> = BTreeSet::from_iter(pairs.iter().copied()).into_iter().collect();
+    let Some(channels) = input.channels().or(output.channels()) else {
+        return Err(TableError::Parameter { what: "the number of exponents", found: 0.0, needed: "one for each channel" });
+    };
+    input.check("the input's scale", "the list of the input's zero points", channels)?;
+    output.check("the output's scale", "the list of the output's zero points", channels)?;
+    let pairs: Vec<_> = (0..channels).map(|c| (input.channel(c), output.channel(c))).collect();
+    let distinct: Vec<_> = BTreeSet::from_iter(pairs.iter().copied()).into_iter().collect();
     let (low, high) = input_type.range();
     let bits = ((f64::from(high) - f64::from(low) + 1.0) * distinct.len() as f64).log2();
     if bits > f64::from(CHANNEL_TABLE_BITS) {
@@ -150,13 +145,16 @@ pub fn channel_tables(
             what: "the number of the table's entries",
             bits,
             limit: CHANNEL_TABLE_BITS,
-            advice: "there is a row for each pair of an input's and an output's exponent: give the input codes of 8 bits, or one of the two a single scale",
+            advice: "there is a row for each pair of an input's and an output's exponent (and zero point): give the input codes of 8 bits, or one of the two a single scale",
         });
     }
-    let scaled = |side: Affine, exponent: u8| Affine { scale: side.scale * f64::from(exponent).exp2(), ..side };
+    let affine = |side: Ptf<'_>, (exponent, zero_point): (u8, i32)| Affine {
+        scale: libm::scalbn(side.scale, exponent.into()),
+        zero_point,
+    };
     let mut entries = Vec::new();
-    for &(a, b) in &distinct {
-        entries.extend(activation_table(activation, scaled(input, a), input_type, scaled(output, b), range)?);
+    for &(x, y) in &distinct {
+        entries.extend(activation_table(activation, affine(input, x), input_type, affine(output, y), range)?);
     }
     // Every pair is among the distinct ones, of which there are at most 2^16.
     let row = |pair| distinct.binary_search(pair).unwrap_or_default() as i32;
@@ -239,17 +237,21 @@ mod tests {
     #[test]
     fn a_channel_reads_and_writes_in_its_own_steps() {
         let (base_x, base_y) = (0.004, 0.003);
-        let (input, output) = (Affine { scale: base_x, zero_point: -20 }, Affine { scale: base_y, zero_point: 5 });
         let (a, b) = ([0u8, 3, 0, 3, 1], [2u8, 0, 2, 1, 0]);
-        let t = channel_tables(Activation::Gelu, (input, &a), CodeType::Int8, (output, &b), (-128, 127)).unwrap();
-        // (0, 2), (1, 0), (3, 0), (3, 1)
-        assert_eq!((t.count, t.entries.len(), t.rows.as_slice()), (4, 4 * 256, &[0, 2, 0, 3, 1][..]));
-        for (c, &row) in t.rows.iter().enumerate() {
-            for code in -128i32..=127 {
-                let real = base_x * f64::from(1 << a[c]) * f64::from(code + 20);
-                let exact = (gelu_by_series(real) / (base_y * f64::from(1 << b[c])) + 5.0).clamp(-128.0, 127.0);
-                let y = t.entries[256 * row as usize + usize::from(code as i8 as u8)];
-                assert!((f64::from(y) - exact).abs() <= 0.500_001, "channel {c} code {code}: {y} {exact}");
+        // (0, 2), (1, 0), (3, 0), (3, 1); with zero points of their own the first and third channel differ too.
+        for (zeros, count, rows) in [(&[5][..], 4, [0, 2, 0, 3, 1]), (&[5, 5, -9, 5, 5], 5, [1, 3, 0, 4, 2])] {
+            let input = Ptf { scale: base_x, zero_points: &[-20], exponents: &a };
+            let output = Ptf { scale: base_y, zero_points: zeros, exponents: &b };
+            let t = channel_tables(Activation::Gelu, input, CodeType::Int8, output, (-128, 127)).unwrap();
+            assert_eq!((t.count, t.entries.len(), t.rows.as_slice()), (count, count * 256, &rows[..]));
+            for (c, &row) in t.rows.iter().enumerate() {
+                let zero = f64::from(*zeros.get(c).unwrap_or(&5));
+                for code in -128i32..=127 {
+                    let real = base_x * f64::from(1 << a[c]) * f64::from(code + 20);
+                    let exact = (gelu_by_series(real) / (base_y * f64::from(1 << b[c])) + zero).clamp(-128.0, 127.0);
+                    let y = t.entries[256 * row as usize + usize::from(code as i8 as u8)];
+                    assert!((f64::from(y) - exact).abs() <= 0.500_001, "channel {c} code {code}: {y} {exact}");
+                }
             }
         }
     }
@@ -257,7 +259,10 @@ mod tests {
     #[test]
     fn exponents_on_one_side_are_enough() {
         let side = Affine { scale: 0.02, zero_point: 0 };
-        let make = |a: &[u8], b: &[u8]| channel_tables(Activation::Tanh, (side, a), CodeType::Uint8, (side, b), (0, 255));
+        let make = |a: &[u8], b: &[u8]| {
+            let with = |exponents| Ptf { scale: 0.02, zero_points: &[0], exponents };
+            channel_tables(Activation::Tanh, with(a), CodeType::Uint8, with(b), (0, 255))
+        };
         assert_eq!(make(&[1, 0, 1], &[]).unwrap(), make(&[1, 0, 1], &[0, 0, 0]).unwrap());
         assert_eq!(make(&[], &[4, 0]).unwrap(), make(&[0, 0], &[4, 0]).unwrap());
         assert_eq!(make(&[], &[4, 0]).unwrap().rows, [1, 0]);
@@ -269,12 +274,12 @@ mod tests {
 
     #[test]
     fn sixteen_bits_have_sixteen_rows() {
-        let side = Affine { scale: 1e-4, zero_point: 0 };
+        let with = |exponents| Ptf { scale: 1e-4, zero_points: &[0], exponents };
         let make = |n: u8, input_type| {
             let exponents: Vec<u8> = (0..n).collect();
             let outputs: Vec<u8> = exponents.iter().map(|e| e / 12).collect();
             let exponents: Vec<u8> = exponents.iter().map(|e| e % 12).collect();
-            channel_tables(Activation::Relu, (side, &exponents), input_type, (side, &outputs), (-128, 127))
+            channel_tables(Activation::Relu, with(&exponents), input_type, with(&outputs), (-128, 127))
         };
         assert_eq!(make(16, CodeType::Int16).unwrap().count, 16);
         assert_eq!(make(17, CodeType::Int8).unwrap().count, 17);

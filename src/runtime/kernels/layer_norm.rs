@@ -25,8 +25,8 @@ pub const MULTIPLIER_MAX: i64 = 1 << 15;
 /// The constants of one `PtfLayerNorm`, in the order of the op's inputs.
 #[derive(Debug, Clone, Copy)]
 pub struct PtfLayerNorm<'a, X, Y> {
-    /// The input's zero point.
-    pub x_zero_point: X,
+    /// The input's zero point: one, or `[C]`.
+    pub x_zero_points: &'a [X],
     /// `[C]`: `2^α_c`, the channel's power-of-two factor. `1..=2^15`.
     pub multiplier: &'a [i64],
     /// `round(C² · eps / base²)`, at least 0.
@@ -46,7 +46,7 @@ pub struct PtfLayerNorm<'a, X, Y> {
 /// For a row of codes q:
 ///
 /// ```text
-/// x_c = (q_c − zp) · multiplier_c                    S1 = Σ x_c      S2 = Σ x_c²
+/// x_c = (q_c − zp_c) · multiplier_c                  S1 = Σ x_c      S2 = Σ x_c²
 /// V   = max(C · S2 − S1² + eps, 1)                   C² · variance, in 1 .. 2^62
 /// n   = the count of 4^j > V for j = 1..=30          so that V · 4^n is in [2^60, 2^62)
 /// s   = floor(sqrt(V << 2n))                         31 bits in every row
@@ -77,14 +77,14 @@ pub fn ptf_layer_norm<X: Code, Y: Code>(x: &[X], constants: &PtfLayerNorm<'_, X,
             expected: format!("a multiple of the {channels} channels"),
         });
     }
-    let zero_point = constants.x_zero_point.value();
+    let zero_points: Vec<i64> = constants.zero_points().collect();
     let [low, high] = constants.y_range.map(Code::value);
     let count = channels as i64;
     let mut values = vec![0i64; channels];
     let mut y = Vec::with_capacity(x.len());
     for row in x.chunks_exact(channels) {
         let (mut sum, mut sum_square) = (0i64, 0i64);
-        for ((value, q), multiplier) in values.iter_mut().zip(row).zip(constants.multiplier) {
+        for (((value, q), zero_point), multiplier) in values.iter_mut().zip(row).zip(&zero_points).zip(constants.multiplier) {
             *value = (q.value() - zero_point) * multiplier;
             sum += *value;
             sum_square += *value * *value;
@@ -106,6 +106,11 @@ pub fn ptf_layer_norm<X: Code, Y: Code>(x: &[X], constants: &PtfLayerNorm<'_, X,
 }
 
 impl<X: Code, Y: Code> PtfLayerNorm<'_, X, Y> {
+    /// The zero point of each channel.
+    fn zero_points(&self) -> impl Iterator<Item = i64> {
+        self.x_zero_points.iter().cycle().take(self.multiplier.len()).map(|z| z.value())
+    }
+
     fn check(&self) -> Result<(), KernelError> {
         let channels = self.multiplier.len();
         if channels == 0 || channels > CHANNELS_MAX {
@@ -115,6 +120,9 @@ impl<X: Code, Y: Code> PtfLayerNorm<'_, X, Y> {
                 found: channels,
                 expected: format!("1 to {CHANNELS_MAX}"),
             });
+        }
+        if self.x_zero_points.len() != 1 {
+            check_length(OP, "x_zero_point", self.x_zero_points.len(), channels)?;
         }
         check_length(OP, "gamma", self.gamma.len(), channels)?;
         check_length(OP, "beta", self.beta.len(), channels)?;
@@ -128,11 +136,10 @@ impl<X: Code, Y: Code> PtfLayerNorm<'_, X, Y> {
         }
         let [low, high] = self.y_range.map(Code::value);
         check_range(OP, "y_range", low, Y::LOWEST, high)?;
-        let zero_point = self.x_zero_point.value();
-        let farthest = i128::from((zero_point - X::LOWEST).max(X::HIGHEST - zero_point));
         let mut squares = 0i128;
-        for &multiplier in self.multiplier {
+        for (&multiplier, zero_point) in self.multiplier.iter().zip(self.zero_points()) {
             check_range(OP, "multiplier", multiplier, 1, MULTIPLIER_MAX)?;
+            let farthest = i128::from((zero_point - X::LOWEST).max(X::HIGHEST - zero_point));
             let largest = farthest * i128::from(multiplier);
             squares += largest * largest;
         }

@@ -6,8 +6,9 @@ use proptest::prelude::*;
 /// shift found by trial.
 fn oracle<X: Code, Y: Code>(row: &[X], k: &PtfLayerNorm<'_, X, Y>) -> Vec<i64> {
     let count = row.len() as i128;
-    let zero_point = i128::from(k.x_zero_point.value());
-    let x: Vec<i128> = row.iter().zip(k.multiplier).map(|(q, &m)| (i128::from(q.value()) - zero_point) * i128::from(m)).collect();
+    let zero_point = |c: usize| i128::from(k.x_zero_points.get(c).unwrap_or(&k.x_zero_points[0]).value());
+    let codes = row.iter().zip(k.multiplier).enumerate();
+    let x: Vec<i128> = codes.map(|(c, (q, &m))| (i128::from(q.value()) - zero_point(c)) * i128::from(m)).collect();
     let sum: i128 = x.iter().sum();
     let square: i128 = x.iter().map(|v| v * v).sum();
     let variance = (count * square - sum * sum + i128::from(k.eps)).max(1);
@@ -71,10 +72,12 @@ fn compare<X: Code, Y: Code>(channels: usize, exponent: u32, kind: u8, seed: u64
     let sign = |c: usize| if c.is_multiple_of(2) { 1 } else { -1 };
     let gamma: Vec<i64> = (0..channels).map(|c| sign(c) * (GAMMA_MAX >> (c % 7))).collect();
     let beta: Vec<i64> = (0..channels).map(|c| sign(c + 1) * (BETA_MAX >> (c % 11))).collect();
-    let zero_points = [X::LOWEST, X::HIGHEST, 3].map(X::saturating_from);
-    for shift in [0, 24, u64::from(SHIFT_MAX)] {
+    let ends = [X::LOWEST, X::HIGHEST, 3].map(X::saturating_from);
+    let each: Vec<X> = (0..channels).map(|c| ends[(seed as usize).wrapping_add(c) % 3]).collect();
+    for (shift, x_zero_points) in [(0, &each[..1]), (24, &each[..1]), (u64::from(SHIFT_MAX), &each[..1]), (0, &each), (24, &each)]
+    {
         let constants = PtfLayerNorm {
-            x_zero_point: zero_points[seed as usize % 3],
+            x_zero_points,
             multiplier: &multiplier,
             eps,
             gamma: &gamma,
@@ -106,7 +109,7 @@ proptest! {
 }
 
 fn constants<'a>(multiplier: &'a [i64], gamma: &'a [i64]) -> PtfLayerNorm<'a, i8, i8> {
-    PtfLayerNorm { x_zero_point: 0, multiplier, eps: 1, gamma, beta: gamma, shift: 24, y_range: [-128, 127] }
+    PtfLayerNorm { x_zero_points: &[0], multiplier, eps: 1, gamma, beta: gamma, shift: 24, y_range: [-128, 127] }
 }
 
 #[test]
@@ -135,13 +138,24 @@ fn constants_that_could_overflow_are_refused_whatever_the_data() {
         let k = PtfLayerNorm { eps, shift, ..constants(&one, &one) };
         assert!(ptf_layer_norm(&[0i8; 4], &k).is_err());
     }
+    for x_zero_points in [&[][..], &[0, 0], &[0; 5]] {
+        let k = PtfLayerNorm { x_zero_points, ..constants(&one, &one) };
+        assert!(ptf_layer_norm(&[0i8; 4], &k).is_err());
+    }
     let y_range = [3, -3];
     let k = PtfLayerNorm { y_range, ..constants(&one, &one) };
     assert!(ptf_layer_norm(&[0i8; 4], &k).is_err());
     let many = vec![1i64 << 8; 4096];
     let zero = vec![0i64; 4096];
-    let k =
-        PtfLayerNorm { x_zero_point: 0i16, multiplier: &many, eps: 1, gamma: &zero, beta: &zero, shift: 0, y_range: [0u8, 1] };
+    let k = PtfLayerNorm {
+        x_zero_points: &[0i16],
+        multiplier: &many,
+        eps: 1,
+        gamma: &zero,
+        beta: &zero,
+        shift: 0,
+        y_range: [0u8, 1],
+    };
     let error = ptf_layer_norm(&[0i16; 4096], &k).unwrap_err();
     assert!(matches!(error, KernelError::Overflow { .. }), "{error}");
 }

@@ -222,8 +222,9 @@ fn vitq_operators_run_on_the_kernels() {
     let ld = b.op(NewOp::new(OpName::new(AI_VITQ, "LogDequantize"), "ld").input(lis).input(t));
 
     let (multiplier, gamma, beta) = ([1i64, 2, 4, 1, 1, 2, 1, 8], [1i64 << 20; 8], [1i64 << 40; 8]);
+    let zero_points = [3i8, -2, 0, 5, -7, 1, 0, 127];
     let inputs = [
-        Tensor::scalar(0i8),
+        Tensor::vector(&zero_points),
         Tensor::vector(&multiplier),
         Tensor::scalar(5i64),
         Tensor::vector(&gamma),
@@ -234,7 +235,7 @@ fn vitq_operators_run_on_the_kernels() {
     let inputs: Vec<Value> = inputs.into_iter().map(|t| b.init("ln", t)).collect();
     let ln = b.op(NewOp::new(OpName::new(AI_VITQ, "PtfLayerNorm"), "ln_y").input(q).inputs(inputs));
     let constants = PtfLayerNorm {
-        x_zero_point: 0i8,
+        x_zero_points: &zero_points,
         multiplier: &multiplier,
         eps: 5,
         gamma: &gamma,

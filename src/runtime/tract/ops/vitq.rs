@@ -233,7 +233,7 @@ pub(super) fn log_normalize_op(p: &Params<'_>) -> Result<Built, EngineError> {
 /// `PtfLayerNorm` over the last axis.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct LayerNorm {
-    x_zero_point: i64,
+    x_zero_points: Vec<i64>,
     multiplier: Vec<i64>,
     eps: i64,
     gamma: Vec<i64>,
@@ -256,8 +256,9 @@ impl EvalOp for LayerNorm {
         let x = args_1!(inputs);
         ensure!(x.shape().last() == Some(&self.multiplier.len()), "{} channels in shape {:?}", self.multiplier.len(), x.shape());
         with_code!(x.datum_type(), X => with_code!(self.to, Y => {
+            let zero_points = self.x_zero_points.iter().map(|&z| X::try_from(z)).collect::<Result<Vec<X>, _>>()?;
             let constants = PtfLayerNorm {
-                x_zero_point: X::try_from(self.x_zero_point)?,
+                x_zero_points: &zero_points,
                 multiplier: &self.multiplier,
                 eps: self.eps,
                 gamma: &self.gamma,
@@ -284,7 +285,7 @@ pub(super) fn ptf_layer_norm_op(p: &Params<'_>) -> Result<Built, EngineError> {
         return Err(p.malformed("its y_range is not a pair of codes"));
     };
     let op = LayerNorm {
-        x_zero_point: p.integer(1)?,
+        x_zero_points: p.integers(1)?,
         multiplier: p.integers(2)?,
         eps: p.integer(3)?,
         gamma: p.integers(4)?,
