@@ -46,9 +46,9 @@ fn kernels(c: &mut Criterion) {
         gamma: &ones,
         beta: &ones,
         eps: 1e-6,
-        input: Ptf { scale: 0.01, zero_points: &[0; 192], exponents: &[3; 192] },
+        input: Ptf { scale: 0.01, zero_points: &[0; 192], multipliers: &[8; 192] },
         input_type: CodeType::Int8,
-        output: Ptf { scale: 0.03, zero_points: &[0], exponents: &[] },
+        output: Ptf { scale: 0.03, zero_points: &[0], multipliers: &[] },
         output_range: (-128, 127),
     })
     .unwrap();

@@ -137,10 +137,8 @@ fn observers(c: &mut Criterion) {
             group.bench_function(BenchmarkId::new(name, form), |b| b.iter(|| observer.range(&stats, black_box(&query))));
         }
     }
-    for (name, search, own_zero_points) in
-        [("published", false, false), ("one zero point", true, false), ("searched", true, true)]
-    {
-        let options = PtfOptions { bits: 8, max_exponent: 8, search, own_zero_points, shared: 0.0 };
+    for (name, search, mantissa_bits) in [("published", false, 0), ("searched", true, 0), ("searched with mantissas", true, 2)] {
+        let options = PtfOptions { bits: 8, max_exponent: 7, mantissa_bits, search, own_zero_points: search, shared: 0.0 };
         group.bench_function(BenchmarkId::new("ptf", name), |b| b.iter(|| from_stats(black_box(&stats), None, &[], options)));
     }
     group.finish();

@@ -178,6 +178,11 @@ fn codes(array: &Array) -> Result<Vec<i32>> {
     })
 }
 
+/// `2^exponent`, of exponents from 0 to 15.
+fn powers_of_two(exponents: &[i64]) -> Result<Vec<u32>> {
+    exponents.iter().map(|&e| Ok(1u32 << u32::try_from(e).ok().filter(|&e| e < 16).ok_or("exponents are 0 to 15")?)).collect()
+}
+
 fn range(array: &Array) -> Result<(i32, i32)> {
     match codes(array)?[..] {
         [low, high] => Ok((low, high)),
@@ -308,11 +313,10 @@ fn params(op: &str, input: &Named) -> Result<Named> {
             let to = Affine { scale: input.scalar("out_scale")?, zero_point: code("out_zero_point")? };
             let (x, range) = (code_type(input.any("x")?)?, range(y_range)?);
             if op.starts_with("Channel") {
-                let exponents =
-                    |name: &str| -> Result<Vec<u8>> { input.slice::<i64>(name)?.iter().map(|&e| Ok(u8::try_from(e)?)).collect() };
-                let (a, b) = (exponents("in_exponents")?, exponents("out_exponents")?);
-                let from = Ptf { scale: from.scale, zero_points: &[from.zero_point], exponents: &a };
-                let to = Ptf { scale: to.scale, zero_points: &[to.zero_point], exponents: &b };
+                let a = powers_of_two(input.slice("in_exponents")?)?;
+                let b = powers_of_two(input.slice("out_exponents")?)?;
+                let from = Ptf { scale: from.scale, zero_points: &[from.zero_point], multipliers: &a };
+                let to = Ptf { scale: to.scale, zero_points: &[to.zero_point], multipliers: &b };
                 let t = channel_tables(activation, from, x, to, range)?;
                 output.put_codes("table", &[t.count, t.entries.len() / t.count], &t.entries, y_range)?;
                 output.put("rows", &[t.rows.len()], t.rows)?;
@@ -354,16 +358,15 @@ fn params(op: &str, input: &Named) -> Result<Named> {
         "PtfLayerNorm" => {
             let zero_point = input.any("x_zero_point")?;
             let y_range = input.any("y_range")?;
-            let exponents: std::result::Result<Vec<u8>, _> =
-                input.slice::<i64>("exponents")?.iter().map(|&e| u8::try_from(e)).collect();
+            let multipliers = powers_of_two(input.slice("exponents")?)?;
             let zero_points = codes(zero_point)?;
             let t = LayerNormTables::new(&LayerNormSpec {
                 gamma: input.slice("gamma")?,
                 beta: input.slice("beta")?,
                 eps: input.scalar("eps")?,
-                input: Ptf { scale: input.scalar("in_scale")?, zero_points: &zero_points, exponents: &exponents? },
+                input: Ptf { scale: input.scalar("in_scale")?, zero_points: &zero_points, multipliers: &multipliers },
                 input_type: code_type(zero_point)?,
-                output: Ptf { scale: input.scalar("out_scale")?, zero_points: &[code("out_zero_point")?], exponents: &[] },
+                output: Ptf { scale: input.scalar("out_scale")?, zero_points: &[code("out_zero_point")?], multipliers: &[] },
                 output_range: range(y_range)?,
             })?;
             let channels = [t.multiplier.len()];

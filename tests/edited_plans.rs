@@ -23,16 +23,25 @@ fn edited_plans_that_do_not_fit_are_refused() {
         (
             "too few exponents",
             refused(|p| {
-                if let Scheme::Ptf { exponents, .. } = &mut site(p, "blocks.0.residual1").scheme {
-                    exponents.pop();
+                if let Scheme::Ptf { factors, .. } = &mut site(p, "blocks.0.residual1").scheme {
+                    factors.exponents.pop();
+                    factors.mantissas.pop();
                 }
             }),
         ),
         (
             "exponents that are no digits",
             refused(|p| {
-                if let Scheme::Ptf { exponents, .. } = &mut site(p, "blocks.0.residual1").scheme {
-                    "01x0".clone_into(exponents);
+                if let Scheme::Ptf { factors, .. } = &mut site(p, "blocks.0.residual1").scheme {
+                    "01x0".clone_into(&mut factors.exponents);
+                }
+            }),
+        ),
+        (
+            "a mantissa of too many bits",
+            refused(|p| {
+                if let Scheme::Ptf { factors, .. } = &mut site(p, "blocks.0.residual1").scheme {
+                    "0040".clone_into(&mut factors.mantissas);
                 }
             }),
         ),

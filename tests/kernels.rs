@@ -99,7 +99,7 @@ proptest! {
             (state >> 33) as i64
         };
         let x: Vec<i16> = (0..channels).map(|_| (random() % (2 * spread + 1) - spread) as i16).collect();
-        let exponents: Vec<u8> = (0..channels).map(|_| (random() % i64::from(wide + 1)) as u8).collect();
+        let factors: Vec<u32> = (0..channels).map(|_| (1 + random() as u32 % 7) << (random() % i64::from(wide + 1))).collect();
         let zeros: Vec<i16> = (0..if own_zeros { channels } else { 1 }).map(|c| zero as i16 - (c % 7) as i16 * 150).collect();
         let zero = |c: usize| i32::from(*zeros.get(c).unwrap_or(&zeros[0]));
         let gamma: Vec<f64> = (0..channels).map(|_| (random() % 4000 - 1000) as f64 / 1000.0).collect();
@@ -109,9 +109,9 @@ proptest! {
             gamma: &gamma,
             beta: &beta,
             eps,
-            input: Ptf { scale, zero_points: &zeros.iter().map(|&z| z.into()).collect::<Vec<i32>>(), exponents: &exponents },
+            input: Ptf { scale, zero_points: &zeros.iter().map(|&z| z.into()).collect::<Vec<i32>>(), multipliers: &factors },
             input_type: CodeType::Int16,
-            output: Ptf { scale: 0.04, zero_points: &[7], exponents: &[] },
+            output: Ptf { scale: 0.04, zero_points: &[7], multipliers: &[] },
             output_range: (-128, 127),
         }).unwrap();
         let y = ptf_layer_norm(&x, &PtfLayerNorm {
@@ -123,8 +123,8 @@ proptest! {
             shift: t.shift,
             y_range: [-128i8, 127],
         }).unwrap();
-        let real: Vec<f64> = x.iter().zip(&exponents).enumerate()
-            .map(|(c, (&q, &e))| scale * f64::from(1u32 << e) * f64::from(i32::from(q) - zero(c)))
+        let real: Vec<f64> = x.iter().zip(&factors).enumerate()
+            .map(|(c, (&q, &f))| scale * f64::from(f) * f64::from(i32::from(q) - zero(c)))
             .collect();
         let mean = real.iter().sum::<f64>() / channels as f64;
         let variance = real.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / channels as f64;
@@ -144,15 +144,15 @@ fn builders_and_kernels_agree_on_the_limits() {
         let (gamma, beta) = (vec![1.0; channels], vec![0.5; channels]);
         for input_type in [CodeType::Int8, CodeType::Uint8, CodeType::Int16, CodeType::Uint16] {
             for exponent in 0..=15 {
-                let exponents = vec![exponent; channels];
+                let multipliers = vec![1u32 << exponent; channels];
                 let zero_point = if input_type == CodeType::Uint16 { 65535 } else { 0 };
                 let spec = LayerNormSpec {
                     gamma: &gamma,
                     beta: &beta,
                     eps: 1e-6,
-                    input: Ptf { scale: 0.01, zero_points: &[zero_point], exponents: &exponents },
+                    input: Ptf { scale: 0.01, zero_points: &[zero_point], multipliers: &multipliers },
                     input_type,
-                    output: Ptf { scale: 1e-4, zero_points: &[0], exponents: &[] },
+                    output: Ptf { scale: 1e-4, zero_points: &[0], multipliers: &[] },
                     output_range: (-32768, 32767),
                 };
                 let multiplier = vec![1i64 << exponent; channels];

@@ -8,7 +8,7 @@ use vitq::config::Config;
 use vitq::ir::text::{PrintOptions, print_model};
 use vitq::ir::{DType, Edit, Model, NewOp, Tensor};
 use vitq::lower::lower;
-use vitq::quant::{QuantPlan, Scheme, SitePlan, Target, ZeroPoint};
+use vitq::quant::{Factors, QuantPlan, Scheme, SitePlan, Target, ZeroPoint};
 use vitq::runtime::tract::{Engine, EngineOptions};
 
 #[test]
@@ -260,9 +260,9 @@ fn one_scale_a_channel_or_one_a_tensor_for_weights() {
 fn ptf_exponents_become_a_scale_a_channel() {
     let (mut model, mut plan) = planned(&preset("int8"), Target::Integer);
     let site = plan.sites.iter_mut().find(|s| s.name == "blocks.0.residual1").unwrap();
-    let Scheme::Ptf { exponents, scale, zero_point, .. } = &mut site.scheme else { panic!("{:?}", site.scheme) };
-    assert_eq!(exponents.len(), 4);
-    (*exponents, *scale, *zero_point) = ("0123".to_owned(), 0.03125, ZeroPoint::Channels(vec![-9, 0, 7, 127]));
+    let Scheme::Ptf { factors, scale, zero_point, .. } = &mut site.scheme else { panic!("{:?}", site.scheme) };
+    assert_eq!((factors.exponents.len(), factors.mantissa_bits), (4, 2));
+    (*factors, *scale, *zero_point) = (powers("0123"), 0.03125, ZeroPoint::Channels(vec![-9, 0, 7, 127]));
     lower(&mut model, &plan).unwrap();
     let constant = |name: &str| model.graph.constant(model.graph.value(name).unwrap()).unwrap();
     assert_eq!(constant("r1_scale").to_f32().unwrap(), [0.03125, 0.0625, 0.125, 0.25]);
@@ -276,6 +276,35 @@ fn ptf_exponents_become_a_scale_a_channel() {
     }
 }
 
+#[test]
+fn mantissas_are_integer_multipliers_of_a_finer_unit() {
+    let (mut model, mut plan) = planned(&preset("int8"), Target::Integer);
+    let site = plan.sites.iter_mut().find(|s| s.name == "blocks.0.residual1").unwrap();
+    let Scheme::Ptf { factors, scale, .. } = &mut site.scheme else { panic!("{:?}", site.scheme) };
+    (*factors, *scale) = (Factors::new(&[0, 1, 2, 3], 2, &[0, 1, 2, 3]), 0.03125);
+    assert_eq!((factors.exponents.as_str(), factors.mantissas.as_str()), ("0123", "0123"));
+    lower(&mut model, &plan).unwrap();
+    let constant = |name: &str| model.graph.constant(model.graph.value(name).unwrap()).unwrap();
+    assert_eq!(constant("r1_scale").to_f32().unwrap(), [1.0, 2.5, 6.0, 14.0].map(|f| f * 0.03125));
+    assert_eq!(constant("n2_multiplier").to_i64().unwrap(), [4, 10, 24, 56]);
+}
+
+/// The convolution's channels are its second axis, until they are the last.
+#[test]
+fn the_patch_embedding_has_a_scale_for_each_of_its_channels() {
+    let (model, plan, _) = lowered(&preset("int8"), Target::Integer);
+    let site = plan.site("patch_embed").unwrap();
+    assert!(matches!(site.scheme, Scheme::Ptf { .. }), "{:?}", site);
+    let axis = |name: &String| {
+        let value = model.graph.value(&format!("{name}_quantized")).unwrap();
+        model.graph.op(value.node).unwrap().attrs.int("axis").unwrap()
+    };
+    let axes: Vec<i64> = site.site.values.iter().map(axis).collect();
+    assert_eq!(axes.first(), Some(&-3));
+    assert_eq!(axes.last(), Some(&-1), "{:?}", site.site.values);
+    assert!(sqnr(&model) > 20.0);
+}
+
 /// CLIP's norm before the first block is a residual stream, with a scale for each channel.
 #[test]
 fn a_layer_norm_may_write_a_scale_a_channel() {
@@ -285,7 +314,7 @@ fn a_layer_norm_may_write_a_scale_a_channel() {
         let site = plan.sites.iter_mut().find(|s| s.name == "blocks.0.norm2").unwrap();
         let Scheme::Affine { codes, scale, zero_point } = site.scheme.clone() else { panic!("{:?}", site.scheme) };
         // Coarser steps in some channels, the finest as they were: no code clips.
-        site.scheme = Scheme::Ptf { codes, scale, zero_point: ZeroPoint::Tensor(zero_point), exponents: digits.to_owned() };
+        site.scheme = Scheme::Ptf { codes, scale, zero_point: ZeroPoint::Tensor(zero_point), factors: powers(digits) };
         let report = lower(&mut model, &plan).unwrap();
         assert_eq!(ops(&model).get("ai.vitq.PtfLayerNorm"), Some(&3), "{:?}", report.notes);
         sqnr(&model)
@@ -308,7 +337,12 @@ fn uniform_around_gelu(bits: u8) -> Config {
 fn with_exponents(plan: &mut QuantPlan, name: &str, digits: &str) {
     let site = site(plan, name);
     let Scheme::Affine { codes, scale, zero_point } = site.scheme.clone() else { panic!("{:?}", site.scheme) };
-    site.scheme = Scheme::Ptf { codes, scale, zero_point: ZeroPoint::Tensor(zero_point), exponents: digits.to_owned() };
+    site.scheme = Scheme::Ptf { codes, scale, zero_point: ZeroPoint::Tensor(zero_point), factors: powers(digits) };
+}
+
+/// Powers of two, a hexadecimal digit a channel.
+fn powers(digits: &str) -> Factors {
+    Factors { exponents: digits.to_owned(), ..Factors::default() }
 }
 
 /// The lines of a lowered graph that name one of `words`.

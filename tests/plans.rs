@@ -6,9 +6,9 @@ use proptest::prelude::*;
 use vitq::calib::run::{Failure, Forward, ForwardSession, Named, OnValue};
 use vitq::calib::{Digest, SampleSource, calibrate};
 use vitq::config::load::parse;
-use vitq::quant::plan::{ConstantsFile, exponents_to_text};
+use vitq::quant::plan::ConstantsFile;
 use vitq::quant::{
-    Codes, FloatSite, ModelFacts, PlanError, QuantPlan, Scheme, SitePlan, Target, ZeroPoint, make_plan, recordings,
+    Codes, Factors, FloatSite, ModelFacts, PlanError, QuantPlan, Scheme, SitePlan, Target, ZeroPoint, make_plan, recordings,
 };
 use vitq::vit::{Site, SiteRef};
 
@@ -159,8 +159,12 @@ fn any_scheme() -> impl Strategy<Value = Scheme> {
             scale,
             zero_point: z.into()
         }),
-        (any_codes(), positive(), any_zero_point(), prop::collection::vec(0u8..16, 0..40))
-            .prop_map(|(codes, scale, zero_point, e)| Scheme::Ptf { codes, scale, zero_point, exponents: exponents_to_text(&e) }),
+        (any_codes(), positive(), any_zero_point(), prop::collection::vec(0u8..16, 0..40), 0u8..=3).prop_map(
+            |(codes, scale, zero_point, e, bits)| {
+                let mantissas: Vec<u8> = e.iter().map(|e| e % (1 << bits)).collect();
+                Scheme::Ptf { codes, scale, zero_point, factors: Factors::new(&e, bits, &mantissas) }
+            }
+        ),
         (4u8..=16, prop::option::of(0usize..4), prop::collection::vec(positive(), 0..20))
             .prop_map(|(bits, axis, scales)| Scheme::Weight { bits, axis, scales }),
         (4u8..=8, 0u8..=4, 0.9f32..1.1, any::<bool>()).prop_map(|(bits, fraction_bits, scale, normalized)| Scheme::Log2 {

@@ -31,6 +31,7 @@
 //! a range is asked for. Its batch is therefore one sample, and it too gives the same result for every split into shards.
 
 pub mod channels;
+pub mod codebook;
 pub mod codec;
 pub mod distortion;
 pub mod error;

@@ -57,8 +57,12 @@ fn total(channels: &[Vec<f32>], fit: &Ptf, bits: u8) -> f64 {
     let qmax = f64::from((1u32 << bits) - 1);
     channels
         .iter()
-        .zip(fit.exponents.iter().zip(&fit.zero_points))
-        .map(|(c, (&a, &zp))| raw_error(c, fit.base * 2f64.powi(a.into()), zp.into(), qmax))
+        .zip(fit.exponents.iter().zip(&fit.mantissas).zip(&fit.zero_points))
+        .map(|(c, ((&a, &m), &zp))| {
+            // Of fits with two bits or none.
+            let factor = (1.0 + f64::from(m) / 4.0) * 2f64.powi(a.into());
+            raw_error(c, fit.base * factor, zp.into(), qmax)
+        })
         .sum()
 }
 
@@ -77,7 +81,7 @@ proptest! {
         }).collect();
         let (histograms, range) = statistics(&channels);
         let (base, zp, least) = published(&channels, bits, k);
-        let fitted = fit(&histograms, range, &[], PtfOptions { bits, max_exponent: k, search: false, own_zero_points: false, shared: 0.0 }).unwrap();
+        let fitted = fit(&histograms, range, &[], PtfOptions { bits, max_exponent: k, search: false, own_zero_points: false, mantissa_bits: 0, shared: 0.0 }).unwrap();
         prop_assert!((fitted.ptf.base - base).abs() <= 1e-12 * base);
         prop_assert!(fitted.ptf.zero_points.iter().all(|&z| f64::from(z) == zp));
         let qmax = f64::from((1u32 << bits) - 1);
@@ -91,7 +95,7 @@ proptest! {
         // A few clipped elements, each known to an eighth of its size, can be most of the error.
         prop_assert!((fitted.squared_error - estimate).abs() <= 0.35 * estimate, "{} against {}", fitted.squared_error, estimate);
 
-        let searched = fit(&histograms, range, &[], PtfOptions { bits, max_exponent: k, search: true, own_zero_points: false, shared: 0.0 }).unwrap();
+        let searched = fit(&histograms, range, &[], PtfOptions { bits, max_exponent: k, search: true, own_zero_points: false, mantissa_bits: 0, shared: 0.0 }).unwrap();
         prop_assert!(searched.squared_error <= fitted.squared_error);
         prop_assert!(total(&channels, &searched.ptf, bits) <= 1.35 * estimate);
         prop_assert!(searched.ptf.exponents.iter().all(|&a| a <= k));
@@ -106,7 +110,7 @@ proptest! {
             (0..200).map(|_| (width * (random.normal() + shift)) as f32).collect()
         }).collect();
         let (histograms, range) = statistics(&channels);
-        let fitted = fit(&histograms, range, &[], PtfOptions { bits: 8, max_exponent: k, search: false, own_zero_points: false, shared: 0.0 }).unwrap();
+        let fitted = fit(&histograms, range, &[], PtfOptions { bits: 8, max_exponent: k, search: false, own_zero_points: false, mantissa_bits: 0, shared: 0.0 }).unwrap();
         for (h, &a) in histograms.iter().zip(&fitted.ptf.exponents) {
             let errors: Vec<f64> = (0..=k).map(|a| Spans::from(h).squared_error(&Quantizer {
                 scale: fitted.ptf.base * 2f64.powi(a.into()), zero_point: fitted.ptf.zero_points[0].into(), qmin: 0.0, qmax: 255.0,
@@ -126,12 +130,20 @@ fn a_massive_negative_channel_does_not_cost_the_others_their_sign() {
         channels[41][i * 197] = -577.0 + i as f32;
     }
     let (histograms, range) = statistics(&channels);
-    let options = |max_exponent, search| PtfOptions { bits: 8, max_exponent, search, own_zero_points: false, shared: 0.0 };
+    let options = |max_exponent, search| PtfOptions {
+        bits: 8,
+        max_exponent,
+        search,
+        own_zero_points: false,
+        mantissa_bits: 0,
+        shared: 0.0,
+    };
     let per_channel = |ptf: &Ptf, skip: usize| {
         let kept: Vec<Vec<f32>> = channels.iter().enumerate().filter(|(c, _)| *c != skip).map(|(_, d)| d.clone()).collect();
         let mut rest = ptf.clone();
         rest.exponents.remove(skip);
         rest.zero_points.remove(skip);
+        rest.mantissas.remove(skip);
         total(&kept, &rest, 8) / (63.0 * 800.0)
     };
     let paper = fit(&histograms, range, &[], options(3, false)).unwrap();
@@ -160,7 +172,7 @@ proptest! {
             (0..500).map(|_| (width * (random.normal() + mean)) as f32).collect()
         }).collect();
         let (histograms, range) = statistics(&channels);
-        let options = PtfOptions { bits, max_exponent: 7, search: true, own_zero_points: false, shared: 0.0 };
+        let options = PtfOptions { bits, max_exponent: 7, search: true, own_zero_points: false, mantissa_bits: 0, shared: 0.0 };
         let one = fit(&histograms, range, &[], options).unwrap();
         let own = fit(&histograms, range, &[], PtfOptions { own_zero_points: true, ..options }).unwrap();
         prop_assert!(own.squared_error <= one.squared_error * 1.02, "{} against {}", own.squared_error, one.squared_error);
@@ -173,6 +185,37 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    /// Two bits of a mantissa: on many channels of random widths about 2.5 dB less error, on raw data.
+    #[test]
+    fn mantissas_win_back_what_powers_of_two_lose(seed in 0u64..10_000) {
+        let mut random = Random(seed);
+        // Uniform values: to cover them is best, whatever the scale.
+        let channels: Vec<Vec<f32>> = (0..96).map(|_| {
+            let width = 2f64.powf(4.0 * random.uniform() - 2.0);
+            (0..200).map(|_| (width * (2.0 * random.uniform() - 1.0)) as f32).collect()
+        }).collect();
+        let (histograms, range) = statistics(&channels);
+        let weights: Vec<f64> = channels.iter().map(|c| 1.0 / c.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()).collect();
+        let options = PtfOptions { bits: 8, max_exponent: 7, mantissa_bits: 0, search: true, own_zero_points: true, shared: 0.0 };
+        let powers = fit(&histograms, range, &weights, options).unwrap();
+        let mantissas = fit(&histograms, range, &weights, PtfOptions { mantissa_bits: 2, ..options }).unwrap();
+        prop_assert!(powers.ptf.mantissas.iter().all(|&m| m == 0) && mantissas.ptf.mantissas.iter().all(|&m| m < 4));
+        let error = |ptf: &Ptf| -> f64 {
+            let one = |c: usize| Ptf {
+                base: ptf.base,
+                zero_points: vec![ptf.zero_points[c]],
+                exponents: vec![ptf.exponents[c]],
+                mantissas: vec![ptf.mantissas[c]],
+            };
+            (0..channels.len()).map(|c| weights[c] * total(&channels[c..=c], &one(c), 8)).sum()
+        };
+        let ratio = error(&mantissas.ptf) / error(&powers.ptf);
+        prop_assert!((0.45..0.75).contains(&ratio), "{ratio}");
+    }
+}
+
 #[test]
 fn what_a_channel_does_not_need_is_to_spare_on_both_sides() {
     let channels: Vec<Vec<f32>> = vec![
@@ -181,7 +224,7 @@ fn what_a_channel_does_not_need_is_to_spare_on_both_sides() {
         (0..101).map(|i| i as f32 / 100.0 * 6.0).collect(),
     ];
     let (histograms, range) = statistics(&channels);
-    let options = PtfOptions { bits: 8, max_exponent: 0, search: true, own_zero_points: true, shared: 0.0 };
+    let options = PtfOptions { bits: 8, max_exponent: 0, search: true, own_zero_points: true, mantissa_bits: 0, shared: 0.0 };
     let fitted = fit(&histograms, range, &[], options).unwrap().ptf;
     // One step is about 8/255; six of eight leave 64 codes, half of them on each side.
     let [a, b, c] = fitted.zero_points[..] else { panic!("{fitted:?}") };
@@ -195,7 +238,7 @@ fn what_a_channel_does_not_need_is_to_spare_on_both_sides() {
 
 #[test]
 fn degenerate_inputs() {
-    let options = PtfOptions { bits: 8, max_exponent: 3, search: true, own_zero_points: true, shared: 0.0 };
+    let options = PtfOptions { bits: 8, max_exponent: 3, search: true, own_zero_points: true, mantissa_bits: 0, shared: 0.0 };
     let zeros = Channels::from_slice(&[0.0; 8], Layout { outer: 4, channels: 2, inner: 1 }, true).unwrap();
     let zeros: Vec<Histogram> = (0..2).map(|c| zeros.histogram(c).unwrap()).collect();
     let fitted = fit(&zeros, Range::new(0.0, 0.0), &[], options).unwrap();

@@ -23,6 +23,7 @@ pub(super) fn built_in(site: &str) -> SiteConfig {
         log2_normalize: false,
         // FQ-ViT has 3; the residual stream of augreg ViTs spans more powers of two than that.
         max_exponent: 7,
+        ptf_mantissa_bits: 0,
         ptf_search: true,
         weight_rounding: Rounding::Nearest,
         bias_correction: false,
@@ -31,15 +32,22 @@ pub(super) fn built_in(site: &str) -> SiteConfig {
     };
     match site {
         "patch_embed" => {
-            let observer = Observer::Omse;
-            SiteConfig { calibration_mode: CalibrationMode::ChannelWise, symmetric: true, observer, ..activation }
+            // Weights, and what only the sum with the positions reads.
+            let (method, observer, calibration_mode) = (Method::Ptf, Observer::Omse, CalibrationMode::ChannelWise);
+            SiteConfig { calibration_mode, symmetric: true, observer, method, ptf_mantissa_bits: 2, ..activation }
         }
         _ if WEIGHTS.contains(&site) => {
             SiteConfig { calibration_mode: CalibrationMode::ChannelWise, symmetric: true, ..activation }
         }
-        // The residual stream, what is added to it and what is normalised of it: a few channels are tens of times larger than
-        // the others. So is a hidden unit of an MLP that writes such a channel.
-        "residual1" | "residual2" | "embed" | "attn_proj_output" | "mlp_act2" | "norm1" | "mlp_fc1_output" => {
+        // The residual stream and what is added to it: a few channels are tens of times larger than the others. Only sums and
+        // LayerNorms read them, which take any factor.
+        "residual1" | "residual2" | "embed" | "attn_proj_output" | "mlp_act2" => {
+            let calibration_mode = CalibrationMode::ChannelWise;
+            SiteConfig { method: Method::Ptf, calibration_mode, ptf_mantissa_bits: 2, ..activation }
+        }
+        // What is normalised of the stream, and the hidden unit of an MLP that writes such a channel: Linears read powers of two as
+        // shifts.
+        "norm1" | "mlp_fc1_output" => {
             SiteConfig { method: Method::Ptf, calibration_mode: CalibrationMode::ChannelWise, ..activation }
         }
         // A few large values, which cost less when they are cut than the resolution that they take.

@@ -7,7 +7,7 @@ use super::schema::{
 use super::tree::{Key, Node, Value};
 
 /// Keys of an entry.
-const ENTRY_KEYS: [&str; 16] = [
+const ENTRY_KEYS: [&str; 17] = [
     "calibration_mode",
     "bit_type",
     "observer_type",
@@ -20,6 +20,7 @@ const ENTRY_KEYS: [&str; 16] = [
     "log2_fraction_bits",
     "log2_normalize",
     "max_exponent",
+    "ptf_mantissa_bits",
     "ptf_search",
     "weight_rounding",
     "bias_correction",
@@ -223,6 +224,7 @@ impl<'a> Reader<'a> {
                 "log2_fraction_bits" => e.log2_fraction_bits = Some(self.integer(key, value, 0, 4)?),
                 "log2_normalize" => e.log2_normalize = Some(self.boolean(key, value)?),
                 "max_exponent" => e.max_exponent = Some(self.integer(key, value, 0, 15)?),
+                "ptf_mantissa_bits" => e.ptf_mantissa_bits = Some(self.integer(key, value, 0, 3)?),
                 "ptf_search" => e.ptf_search = Some(self.boolean(key, value)?),
                 "weight_rounding" => {
                     self.check_weights(key, place)?;
@@ -307,6 +309,7 @@ impl<'a> Reader<'a> {
             Method::Uniform => return Ok(()),
             Method::Log2 => "intSoft only",
             Method::Ptf => "activations other than kv_act and intSoft",
+            Method::Codebook => "activations other than kv_act, intSoft, input and head_output",
         };
         match place {
             Place::Default(scope) => {
@@ -421,6 +424,7 @@ fn over(base: &Entry, top: &Entry) -> Entry {
         log2_fraction_bits: top.log2_fraction_bits.or(base.log2_fraction_bits),
         log2_normalize: top.log2_normalize.or(base.log2_normalize),
         max_exponent: top.max_exponent.or(base.max_exponent),
+        ptf_mantissa_bits: top.ptf_mantissa_bits.or(base.ptf_mantissa_bits),
         ptf_search: top.ptf_search.or(base.ptf_search),
         weight_rounding: top.weight_rounding.or(base.weight_rounding),
         bias_correction: top.bias_correction.or(base.bias_correction),

@@ -101,6 +101,9 @@ pub enum Method {
     /// eq. 9). Activations other than the scores and the softmax.
     #[serde(rename = "PTF")]
     Ptf,
+    /// One of `2^bits` levels on a grid of 8-bit codes (affine, or PTF where the channels allow it), those with the least squared
+    /// error. Activations that are neither scores nor probabilities.
+    Codebook,
 }
 
 /// How weights become codes (`weight_rounding`).
@@ -136,7 +139,8 @@ impl Observer {
 
 impl Method {
     /// Every method by its name in the file.
-    pub const NAMES: [(&'static str, Self); 3] = [("Uniform", Self::Uniform), ("Log2", Self::Log2), ("PTF", Self::Ptf)];
+    pub const NAMES: [(&'static str, Self); 4] =
+        [("Uniform", Self::Uniform), ("Log2", Self::Log2), ("PTF", Self::Ptf), ("Codebook", Self::Codebook)];
 
     /// Whether a site can be quantised this way: Log2 needs values in [0, 1], PTF needs channels that the next step can
     /// shift apart and that are the last axis, as those of images are not.
@@ -144,9 +148,11 @@ impl Method {
         match self {
             Self::Uniform => true,
             Self::Log2 => site == "intSoft",
+            Self::Codebook => !WEIGHTS.contains(&site) && !matches!(site, "intSoft" | "kv_act" | "input" | "head_output"),
             Self::Ptf => {
                 let general = Site::from_name(site).is_some_and(Site::is_general);
-                !general && !WEIGHTS.contains(&site) && !matches!(site, "intSoft" | "kv_act")
+                // The patch embedding's entry is that of its weights, and of its output.
+                !general && (site == "patch_embed" || !WEIGHTS.contains(&site)) && !matches!(site, "intSoft" | "kv_act")
             }
         }
     }
@@ -182,6 +188,8 @@ pub enum Key {
     PtfSearch,
     /// `max_exponent`
     MaxExponent,
+    /// `ptf_mantissa_bits`
+    PtfMantissaBits,
     /// `weight_rounding`
     WeightRounding,
     /// `bias_correction`
@@ -249,6 +257,9 @@ pub struct Entry {
     /// `max_exponent`, 0 to 15.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_exponent: Option<u8>,
+    /// `ptf_mantissa_bits`, 0 to 3.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ptf_mantissa_bits: Option<u8>,
     /// `weight_rounding`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight_rounding: Option<Rounding>,
@@ -357,6 +368,8 @@ pub struct SiteConfig {
     pub log2_normalize: bool,
     /// Largest exponent α_c of [`Method::Ptf`], 0 to 15.
     pub max_exponent: u8,
+    /// Bits of a channel's mantissa of [`Method::Ptf`], 0 (powers of two) to 3.
+    pub ptf_mantissa_bits: u8,
     /// Whether [`Method::Ptf`] searches base and zero points for the least squared error; otherwise they are those of the
     /// tensor's range, one zero point for all channels, as published.
     pub ptf_search: bool,
@@ -404,6 +417,7 @@ impl SiteConfig {
         take!(log2_normalize, Log2Normalize, entry.log2_normalize);
         take!(ptf_search, PtfSearch, entry.ptf_search);
         take!(max_exponent, MaxExponent, entry.max_exponent);
+        take!(ptf_mantissa_bits, PtfMantissaBits, entry.ptf_mantissa_bits);
         let weight = WEIGHTS.contains(&site);
         take!(weight_rounding, WeightRounding, entry.weight_rounding.filter(|_| weight));
         take!(bias_correction, BiasCorrection, entry.bias_correction.filter(|_| weight));

@@ -42,14 +42,13 @@ fn bias_of(edit: &Edit<'_>, id: NodeId) -> Option<(NodeId, NodeId, u32)> {
 fn integer_bias(edit: &Edit<'_>, bias: Value, x: &Pair, w: &Pair) -> Result<(Vec<i32>, Vec<f32>), Option<String>> {
     let tensor = edit.constant(bias).ok_or(None)?;
     let b = tensor.to_f32().map_err(|e| Some(e.to_string()))?;
-    // With PTF codes the product's accumulator is the sum over c of ((q_c − zp) << α_c) · w_c: the exponents are shifts of the
-    // codes, so that it counts in units of the base's scale × the weight's, as the accumulator of a single scale does.
-    // Scales that are no powers of two apart leave it without a unit.
-    if x.scales.len() != 1 && x.exponents.is_empty() {
+    // With PTF codes the product's accumulator is the sum over c of (q_c − zp_c) · f_c · w_c: factors that are powers of two are shifts of
+    // the codes, so that it counts in units of the smallest factor's scale × the weight's, as the accumulator of a single scale does.
+    // Scales without a common unit leave it without one.
+    if x.scales.len() != 1 && x.multipliers.is_empty() {
         return Err(Some(format!("the input {} has a scale for each channel", x.site)));
     }
-    // The base is an f32 that was multiplied by powers of two.
-    let x_scale = x.base_scale() as f32;
+    let x_scale = x.unit as f32;
     // The position bias of attention: one scale for the whole tensor, as q and k have.
     let whole = tensor.shape.len() != 1;
     if whole && w.scales.len() != 1 {

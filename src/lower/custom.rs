@@ -92,11 +92,11 @@ fn code_type(codes: Codes) -> CodeType {
 
 /// The meaning of a pair's codes at exponent 0.
 fn affine(p: &Pair) -> Affine {
-    Affine { scale: p.base_scale(), zero_point: p.zeros.first().copied().unwrap_or_default() }
+    Affine { scale: p.unit, zero_point: p.zeros.first().copied().unwrap_or_default() }
 }
 
 fn ptf(p: &Pair) -> Ptf<'_> {
-    Ptf { scale: p.base_scale(), zero_points: &p.zeros, exponents: &p.exponents }
+    Ptf { scale: p.unit, zero_points: &p.zeros, multipliers: &p.multipliers }
 }
 
 fn codes_tensor(dtype: DType, values: &[i32]) -> Tensor {
@@ -114,7 +114,8 @@ fn codes_tensor(dtype: DType, values: &[i32]) -> Tensor {
 /// Makes the DequantizeLinear of a pair read the codes of a custom op, and gives it the float value's name, which the
 /// float operator no longer needs.
 fn take_over(edit: &mut Edit<'_>, float: Value, codes: Value, y: &Pair) {
-    edit.set_input(y.dequantised.node, 0, Some(codes));
+    let reader = y.snap.as_ref().map_or(y.dequantised.node, |(_, lut)| *lut);
+    edit.set_input(reader, 0, Some(codes));
     edit.swap_names(float, y.dequantised);
 }
 
@@ -189,16 +190,16 @@ fn activation(edit: &Edit<'_>, id: NodeId, gated: Option<(Value, Activation)>) -
 
 fn lut(edit: &mut Edit<'_>, id: NodeId, function: Activation, x: &Pair, y: &Pair) -> Result<(), TableError> {
     for (what, pair) in [("the number of the input's scales", x), ("the number of the output's scales", y)] {
-        if pair.scales.len() != 1 && pair.exponents.is_empty() {
+        if pair.scales.len() != 1 && pair.multipliers.is_empty() {
             return Err(TableError::Parameter {
                 what,
                 found: pair.scales.len() as f64,
-                needed: "1, or with a power-of-two exponent for each channel (PTF)",
+                needed: "1, or with a factor for each channel (PTF)",
             });
         }
     }
     let (from, range) = (code_type(x.coding), y.coding.range());
-    let by_channel = if x.exponents.is_empty() && y.exponents.is_empty() {
+    let by_channel = if x.multipliers.is_empty() && y.multipliers.is_empty() {
         None
     } else {
         Some(channel_tables(function, ptf(x), from, ptf(y), range)?)
@@ -206,10 +207,19 @@ fn lut(edit: &mut Edit<'_>, id: NodeId, function: Activation, x: &Pair, y: &Pair
     let float = Value { node: id, port: 0 };
     let stem = edit.value_name(float).to_owned();
     let init = |edit: &mut Edit<'_>, what: &str, t: Tensor| edit.add_init(id, &format!("{stem}_{what}"), t);
+    // The table may hold the levels of a codebook as well.
+    let codes = |mut entries: Vec<i32>| {
+        if let Some((nearest, _)) = &y.snap {
+            let level = |code: i32| usize::try_from(code - range.0).ok().and_then(|at| nearest.get(at)).copied();
+            entries.iter_mut().for_each(|code| *code = level(*code).unwrap_or(*code));
+        }
+        codes_tensor(y.coding.dtype(), &entries)
+    };
     let (prefix, inputs) = match by_channel {
         Some(t) if t.count > 1 => {
-            let mut table = codes_tensor(y.coding.dtype(), &t.entries);
-            table.shape = vec![t.count, t.entries.len() / t.count];
+            let shape = vec![t.count, t.entries.len() / t.count];
+            let mut table = codes(t.entries);
+            table.shape = shape;
             let table = init(edit, "table", table);
             ("Channel", vec![x.codes, table, init(edit, "rows", Tensor::vector(&t.rows))])
         }
@@ -219,9 +229,10 @@ fn lut(edit: &mut Edit<'_>, id: NodeId, function: Activation, x: &Pair, y: &Pair
                 Some(t) => t.entries,
                 None => activation_table(function, affine(x), from, affine(y), range)?,
             };
-            ("", vec![x.codes, init(edit, "table", codes_tensor(y.coding.dtype(), &entries))])
+            ("", vec![x.codes, init(edit, "table", codes(entries))])
         }
     };
+    let y = &Pair { snap: None, ..y.clone() };
     let kind = if matches!(function, Activation::Gelu | Activation::GeluTanh) { "LutGelu" } else { "Lut" };
     let new = NewOp::new(OpName::new(AI_VITQ, &format!("{prefix}{kind}")), &format!("{stem}_codes"));
     let codes = edit.add(id, new.inputs(inputs));

@@ -79,6 +79,7 @@ pub enum LowerError {
 pub fn lower(model: &mut Model, plan: &QuantPlan) -> Result<LowerReport, LowerError> {
     let mut report = LowerReport::default();
     let shapes = shape::infer(&model.graph, CANONICAL_OPSET);
+    let axes = qdq::channel_axes(&model.graph, &shapes, plan);
     let mut edit = Edit::new(&mut model.graph);
     edit.clear_value_infos();
     let mut quantised = qdq::Quantised::default();
@@ -87,7 +88,7 @@ pub fn lower(model: &mut Model, plan: &QuantPlan) -> Result<LowerReport, LowerEr
         report.weights += 1;
     }
     for site in plan.sites.iter().filter(|s| !s.site.weight) {
-        report.pairs += qdq::lower_values(&mut edit, site, &shapes, &mut quantised)?;
+        report.pairs += qdq::lower_values(&mut edit, site, &shapes, &axes, &mut quantised)?;
     }
     bias::lower(&mut edit, &quantised, &mut report);
     if plan.target.has_custom_ops() {

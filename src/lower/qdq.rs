@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::LowerError;
 use crate::ir::shape::Shapes;
-use crate::ir::{AttrValue, DType, Edit, NewOp, Scalar, Tensor, Value};
-use crate::quant::plan::{Codes, Scheme, SitePlan, ZeroPoint, exponents_from_text};
+use crate::ir::{AI_VITQ, AttrValue, DType, Edit, Graph, NewOp, NodeId, OpName, Scalar, Tensor, Value};
+use crate::quant::plan::{Codes, QuantPlan, Scheme, SitePlan, ZeroPoint, nearest_levels};
 
 /// The values behind Q/DQ pairs, by the name of the original value.
 #[derive(Debug, Default)]
@@ -29,16 +29,20 @@ pub(super) struct Pair {
     pub(super) zeros: Vec<i32>,
     /// Of an activation.
     pub(super) coding: Codes,
-    /// PTF exponents, empty for an affine value.
-    pub(super) exponents: Vec<u8>,
+    /// The scale of multiplier 1: `real = unit · multiplier · (code − zero point)`.
+    pub(super) unit: f64,
+    /// A multiplier for each channel (PTF), none for an affine value.
+    pub(super) multipliers: Vec<u32>,
+    /// Where only some codes occur: what every code becomes, from the lowest on, and the operator that sees to it.
+    pub(super) snap: Option<(Vec<i32>, NodeId)>,
 }
 
-impl Pair {
-    /// The scale of exponent 0: `real = base · 2^exponent · (code − zero point)`, with exponent 0 for an affine value.
-    pub(super) fn base_scale(&self) -> f64 {
-        let first = f64::from(self.scales.first().copied().unwrap_or(1.0));
-        self.exponents.first().map_or(first, |&e| first / f64::from(1u32 << e.min(15)))
-    }
+/// Where the channels of values with a scale for each are, counted from the end, by name: not the last axis.
+pub(super) fn channel_axes(graph: &Graph, shapes: &Shapes, plan: &QuantPlan) -> BTreeMap<String, usize> {
+    let ptf = plan.sites.iter().filter(|s| !matches!(s.scheme, Scheme::Affine { .. } | Scheme::Weight { .. }));
+    let values = ptf.flat_map(|s| &s.site.values).filter_map(|name| Some((name, graph.value(name)?)));
+    let axes = values.map(|(name, value)| (name.clone(), shapes.channels_from_end(graph, value)));
+    axes.filter(|(_, from_end)| *from_end != 1).collect()
 }
 
 fn misfit(site: &SitePlan, value: &str, what: impl Into<String>) -> LowerError {
@@ -138,7 +142,9 @@ pub(super) fn lower_constant(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Qua
             scales: scales.clone(),
             zeros: vec![0],
             coding,
-            exponents: Vec::new(),
+            unit: scales.first().copied().unwrap_or(1.0).into(),
+            multipliers: Vec::new(),
+            snap: None,
         };
         out.values.insert(name.clone(), pair);
     }
@@ -151,24 +157,29 @@ pub(super) fn lower_values(
     edit: &mut Edit<'_>,
     site: &SitePlan,
     shapes: &Shapes,
+    axes: &BTreeMap<String, usize>,
     out: &mut Quantised,
 ) -> Result<usize, LowerError> {
-    let (codes, scale, zero_point, exponents) = match &site.scheme {
-        Scheme::Affine { codes, scale, zero_point } => (*codes, *scale, ZeroPoint::Tensor(*zero_point), Vec::new()),
-        Scheme::Ptf { codes, scale, zero_point, exponents } => {
-            let parsed =
-                exponents_from_text(exponents).ok_or_else(|| misfit(site, "", "exponents are not hexadecimal digits"))?;
+    let (grid, levels) = match &site.scheme {
+        Scheme::Codebook { grid, levels } => (&**grid, Some(levels)),
+        scheme => (scheme, None),
+    };
+    let (codes, scale, zero_point, factors) = match grid {
+        Scheme::Affine { codes, scale, zero_point } => (*codes, *scale, ZeroPoint::Tensor(*zero_point), None),
+        Scheme::Ptf { codes, scale, zero_point, factors } => {
+            let no_factors = "exponents are not hexadecimal digits, or mantissas not as many of mantissa_bits (0 to 3) bits";
+            let parsed = factors.multipliers().zip(factors.scales(*scale)).ok_or_else(|| misfit(site, "", no_factors))?;
             if let ZeroPoint::Channels(each) = zero_point
-                && each.len() != parsed.len()
+                && each.len() != parsed.0.len()
             {
                 let what = format!(
                     "one zero point for each of {} exponents needed, or a single one, found {}",
-                    parsed.len(),
+                    parsed.0.len(),
                     each.len()
                 );
                 return Err(misfit(site, "", what));
             }
-            (*codes, *scale, zero_point.clone(), parsed)
+            (*codes, *scale, zero_point.clone(), Some((factors.unit(*scale), parsed)))
         }
         &Scheme::Log2 { bits, fraction_bits, scale, normalized } => {
             if !(4..=8).contains(&bits) || fraction_bits > 4 {
@@ -190,8 +201,15 @@ pub(super) fn lower_values(
             return Ok(0);
         }
         Scheme::Weight { .. } => return Err(misfit(site, "", "the scheme 'weight' is for constants")),
+        Scheme::Codebook { .. } => return Err(misfit(site, "", "the grid of a codebook is 'affine' or 'ptf'")),
     };
     let (low, high) = codes.range();
+    if let Some(levels) = levels {
+        let fit = codes.bits == 8 && (2..=128).contains(&levels.len()) && levels.iter().all(|l| (low..=high).contains(l));
+        if !fit {
+            return Err(misfit(site, "", format!("a codebook needs 2 to 128 levels on a grid of 8 bits, from {low} to {high}")));
+        }
+    }
     let zeros = zero_point.as_slice();
     let outside = zeros.iter().find(|z| !(low..=high).contains(z));
     if outside.is_some() || !(scale.is_finite() && scale > 0.0) {
@@ -201,33 +219,34 @@ pub(super) fn lower_values(
     }
     for name in &site.site.values {
         let value = find(edit, site, name, out)?;
-        let channels = shapes.shape(value).and_then(|s| s.last()).and_then(|d| d.as_size());
-        if let (false, Some(channels)) = (exponents.is_empty(), channels)
-            && channels != exponents.len()
+        let from_end = axes.get(name).copied().unwrap_or(1);
+        let channels = shapes.shape(value).and_then(|s| s.iter().nth_back(from_end - 1)).and_then(|d| d.as_size());
+        if let (Some((_, (multipliers, _))), Some(channels)) = (&factors, channels)
+            && channels != multipliers.len()
         {
-            return Err(misfit(
-                site,
-                name,
-                format!("one exponent for each of {channels} channels needed, found {}", exponents.len()),
-            ));
+            let what = format!("one exponent for each of {channels} channels needed, found {}", multipliers.len());
+            return Err(misfit(site, name, what));
         }
         let anchor = value.node;
-        let n = exponents.len().max(1);
-        let shape: &[usize] = if exponents.is_empty() { &[] } else { &[n] };
-        let scales: Vec<f32> = if exponents.is_empty() {
-            vec![scale]
-        } else {
-            exponents.iter().map(|&e| scale * f32::from(1u16 << e.min(15))).collect()
+        let (unit, multipliers, scales) = match &factors {
+            None => (scale.into(), Vec::new(), vec![scale]),
+            Some((unit, (multipliers, scales))) => (*unit, multipliers.clone(), scales.clone()),
         };
+        let n = scales.len();
+        let shape: &[usize] = if factors.is_none() { &[] } else { &[n] };
         let scale_t = Tensor::new(shape, &scales).map_err(|e| misfit(site, name, e.to_string()))?;
         let each_zero: Vec<i32> = zeros.iter().cycle().take(n).copied().collect();
         let zero_t = integers(codes.dtype(), shape, &each_zero).ok_or_else(|| misfit(site, name, "zero point"))?;
         let scale_v = edit.add_init(anchor, &format!("{name}_scale"), scale_t);
         let zero_v = edit.add_init(anchor, &format!("{name}_zero_point"), zero_t);
-        let axis = |op: NewOp| if exponents.is_empty() { op } else { op.attr("axis", AttrValue::Int(-1)) };
+        let axis = |op: NewOp| if factors.is_none() { op } else { op.attr("axis", AttrValue::Int(-(from_end as i64))) };
         let bounds = codes.is_narrow().then_some((low, high));
         let bounded = match bounds.filter(|_| codes.bits > 8) {
-            Some(bounds) => bound_reals(edit, name, value, (&scales, &each_zero), bounds, shape),
+            Some(bounds) => {
+                // Each channel's bounds on its axis.
+                let shape: Vec<usize> = shape.iter().copied().chain(std::iter::repeat_n(1, from_end - 1)).collect();
+                bound_reals(edit, name, value, (&scales, &each_zero), bounds, &shape)
+            }
             None => value,
         };
         let q = NewOp::std("QuantizeLinear", &format!("{name}_quantized")).inputs([bounded, scale_v, zero_v]);
@@ -235,6 +254,14 @@ pub(super) fn lower_values(
         let coded = match bounds.filter(|_| codes.bits <= 8) {
             Some(bounds) => clip_codes(edit, name, q, codes.dtype(), bounds),
             None => q,
+        };
+        let (coded, snap) = match levels {
+            Some(levels) => {
+                let nearest = nearest_levels(levels, low..=high);
+                let lut = snap_codes(edit, name, coded, codes.dtype(), &nearest);
+                (lut, Some((nearest, lut.node)))
+            }
+            None => (coded, None),
         };
         let dq = edit
             .add(anchor, axis(NewOp::std("DequantizeLinear", &format!("{name}_dequantized")).inputs([coded, scale_v, zero_v])));
@@ -254,11 +281,23 @@ pub(super) fn lower_values(
             scales,
             zeros: zeros.to_vec(),
             coding: codes,
-            exponents: exponents.clone(),
+            unit,
+            multipliers,
+            snap,
         };
         out.values.insert(name.clone(), pair);
     }
     Ok(site.site.values.len())
+}
+
+/// Codes through a table that holds what each becomes, from the lowest on.
+fn snap_codes(edit: &mut Edit<'_>, name: &str, q: Value, dtype: DType, nearest: &[i32]) -> Value {
+    // A table is in the order of the codes' bits: 0 and above first.
+    let first = if dtype == DType::I8 { nearest.len() / 2 } else { 0 };
+    let entries: Vec<i32> = nearest.iter().cycle().skip(first).take(nearest.len()).copied().collect();
+    let Some(table) = integers(dtype, &[entries.len()], &entries) else { return q };
+    let table = edit.add_init(q.node, &format!("{name}_levels"), table);
+    edit.add(q.node, NewOp::new(OpName::new(AI_VITQ, "Lut"), &format!("{name}_level")).inputs([q, table]))
 }
 
 /// Codes of less than 8 bits within their bytes.

@@ -1,6 +1,6 @@
 //! What a value is after it went through its codes and back: the effect of a scheme on floats, without a graph.
 
-use super::plan::{Codes, QuantPlan, Scheme, exponents_from_text};
+use super::plan::{Codes, QuantPlan, Scheme, nearest_levels};
 use crate::ir::Tensor;
 use crate::simd::widest;
 
@@ -26,6 +26,13 @@ impl Linear {
     fn apply(self, x: f32) -> f32 {
         round_half_even((x / self.scale).clamp(self.low, self.high)) * self.scale
     }
+
+    #[inline(always)]
+    fn apply_level(self, x: f32, nearest: &[f32]) -> f32 {
+        let code = round_half_even((x / self.scale).clamp(self.low, self.high)) - self.low;
+        // A whole number from 0 to 255, or of NaN 0.
+        (nearest.get(code as usize).copied().unwrap_or(code) + self.low) * self.scale
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +40,11 @@ enum Kind {
     Tensor(Linear),
     /// One for each channel of the last axis.
     Channels(Vec<Linear>),
+    /// One, or one for each channel, and then the nearest level: by the number of a code from the lowest, the number of its level.
+    Codebook {
+        linear: Vec<Linear>,
+        nearest: Vec<f32>,
+    },
     /// `scale · 2^(−q / 2^fraction_bits)`, of which the code `top` is 0; `normalized`, over the sum of its row.
     Log2 {
         steps: f32,
@@ -67,10 +79,20 @@ impl FakeQuant {
             Scheme::Affine { codes, scale, zero_point } => {
                 Some(FakeQuant(Kind::Tensor(Linear::new(*codes, *scale, *zero_point))))
             }
-            Scheme::Ptf { codes, scale, zero_point, exponents } => {
-                let scales = exponents_from_text(exponents)?.into_iter().map(|e| scale * f32::from(1u16 << e.min(15)));
-                let zeros = zero_point.as_slice().iter().cycle();
-                Some(FakeQuant(Kind::Channels(scales.zip(zeros).map(|(s, &z)| Linear::new(*codes, s, z)).collect())))
+            Scheme::Ptf { codes, scale, zero_point, factors } => {
+                let channels = factors.scales(*scale)?.into_iter().zip(zero_point.as_slice().iter().cycle());
+                Some(FakeQuant(Kind::Channels(channels.map(|(s, &z)| Linear::new(*codes, s, z)).collect())))
+            }
+            Scheme::Codebook { grid, levels } => {
+                let (Scheme::Affine { codes, .. } | Scheme::Ptf { codes, .. }) = **grid else { return None };
+                let (low, high) = codes.range();
+                let linear = match FakeQuant::of(grid)?.0 {
+                    Kind::Tensor(one) => vec![one],
+                    Kind::Channels(each) => each,
+                    _ => return None,
+                };
+                let nearest = nearest_levels(levels, low..=high).into_iter().map(|level| (level - low) as f32).collect();
+                Some(FakeQuant(Kind::Codebook { linear, nearest }))
             }
             Scheme::Log2 { bits, fraction_bits, scale, normalized } => {
                 let top = f32::from(1u16 << bits) - 1.0;
@@ -89,6 +111,21 @@ impl FakeQuant {
         );
     }
 
+    /// The same for a tensor whose channels are runs of `inner` elements.
+    pub fn apply_to_runs(&self, data: &mut [f32], inner: usize) {
+        match &self.0 {
+            Kind::Channels(each) => widest(
+                #[inline(always)]
+                || {
+                    for (run, linear) in data.chunks_mut(inner.max(1)).zip(each.iter().cycle()) {
+                        run.iter_mut().for_each(|x| *x = linear.apply(*x));
+                    }
+                },
+            ),
+            _ => self.apply(data, inner),
+        }
+    }
+
     #[inline(always)]
     fn change(&self, data: &mut [f32], channels: usize) {
         match self.0 {
@@ -97,6 +134,13 @@ impl FakeQuant {
                 for row in data.chunks_mut(channels.max(1)) {
                     for (x, linear) in row.iter_mut().zip(each) {
                         *x = linear.apply(*x);
+                    }
+                }
+            }
+            Kind::Codebook { ref linear, ref nearest } => {
+                for row in data.chunks_mut(channels.max(1)) {
+                    for (x, linear) in row.iter_mut().zip(linear.iter().cycle()) {
+                        *x = linear.apply_level(*x, nearest);
                     }
                 }
             }
@@ -150,7 +194,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
-    use crate::quant::plan::ZeroPoint;
+    use crate::quant::plan::{Factors, ZeroPoint};
     use proptest::prelude::*;
 
     /// QuantizeLinear and DequantizeLinear as ONNX defines them, in f64.
@@ -178,14 +222,20 @@ mod tests {
         #[test]
         fn every_channel_has_its_step(x in prop::collection::vec(-30f32..30.0, 8), scale in 0.01f32..0.5) {
             let codes = Codes { bits: 8, signed: true };
+            let each = [1.0, 2.5, 4.0, 14.0];
             for zero_point in [ZeroPoint::Tensor(3), ZeroPoint::Channels(vec![-128, 3, 127, 90])] {
                 let zero = |c: usize| zero_point.as_slice().get(c).copied().unwrap_or(3);
-                let scheme = Scheme::Ptf { codes, scale, zero_point: zero_point.clone(), exponents: "0123".into() };
-                let mut out = x.clone();
-                FakeQuant::of(&scheme).unwrap().apply(&mut out, 4);
-                for (i, (x, y)) in x.iter().zip(out).enumerate() {
-                    let want = oracle(*x, scale * [1.0, 2.0, 4.0, 8.0][i % 4], zero(i % 4), (-128, 127));
-                    prop_assert!((f64::from(y) - want).abs() <= want.abs() * 1e-6 + 1e-9, "{x}: {y} for {want}");
+                let factors = Factors::new(&[0, 1, 2, 3], 2, &[0, 1, 0, 3]);
+                let scheme = Scheme::Ptf { codes, scale, zero_point: zero_point.clone(), factors };
+                let (mut out, mut runs) = (x.clone(), x.clone());
+                let fake = FakeQuant::of(&scheme).unwrap();
+                fake.apply(&mut out, 4);
+                fake.apply_to_runs(&mut runs, 2);
+                for (i, (x, (y, z))) in x.iter().zip(out.iter().zip(&runs)).enumerate() {
+                    for (y, c) in [(y, i % 4), (z, i / 2)] {
+                        let want = oracle(*x, scale * each[c], zero(c), (-128, 127));
+                        prop_assert!((f64::from(*y) - want).abs() <= want.abs() * 1e-6 + 1e-9, "{x}: {y} for {want}");
+                    }
                 }
             }
         }
@@ -213,6 +263,23 @@ mod tests {
         FakeQuant::of(&scheme).unwrap().apply(&mut x, 3);
         let want = [0.5, 0.25, 0.25, 2.0 / 3.0, 1.0 / 3.0, 0.0, 0.0, 0.0, 0.0];
         assert!(x.iter().zip(want).all(|(x, w)| (x - w).abs() < 1e-6), "{x:?}");
+    }
+
+    #[test]
+    fn a_codebook_takes_codes_to_the_nearest_level() {
+        let codes = Codes { bits: 8, signed: true };
+        let grid = Box::new(Scheme::Affine { codes, scale: 0.5, zero_point: -10 });
+        let scheme = Scheme::Codebook { grid, levels: vec![-100, -10, -6, 40] };
+        assert_eq!(scheme.bits(), 2);
+        // Codes -10, -9, -7, -8 (a tie: the lower), 127, -128, 15 (a tie).
+        let mut x = [0.0, 0.5, 1.5, 1.0, 1e9, -1e9, 12.5];
+        FakeQuant::of(&scheme).unwrap().apply(&mut x, 1);
+        assert_eq!(x, [0.0, 0.0, 2.0, 0.0, 25.0, -45.0, 2.0]);
+        let factors = Factors::new(&[0, 1], 0, &[]);
+        let grid = Box::new(Scheme::Ptf { codes, scale: 0.5, zero_point: ZeroPoint::Channels(vec![-10, 0]), factors });
+        let mut x = [1.5, 1.5, 1e9, 1e9];
+        FakeQuant::of(&Scheme::Codebook { grid, levels: vec![-10, -6, 40] }).unwrap().apply(&mut x, 2);
+        assert_eq!(x, [2.0, -6.0, 25.0, 40.0]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! [`make_plan`] turns statistics, a configuration and a [`Target`] into a [`QuantPlan`]: an artefact that a person can
 //! read, edit and diff, and that [`lower`](crate::lower) applies without deciding anything.
 
+mod codebook;
 pub mod fake;
 mod params;
 pub mod plan;
@@ -12,6 +13,6 @@ mod target;
 mod weights;
 
 pub(crate) use params::affine_scheme;
-pub use plan::{Codes, FloatSite, PlanError, QuantPlan, Scheme, SitePlan, ZeroPoint};
+pub use plan::{Codes, Factors, FloatSite, PlanError, QuantPlan, Scheme, SitePlan, ZeroPoint};
 pub use policy::{ModelFacts, PolicyError, make_plan, recordings};
 pub use target::Target;

@@ -1,6 +1,6 @@
 //! Ranges become scales and zero points.
 
-use super::plan::{Codes, Scheme, ZeroPoint, exponents_to_text};
+use super::plan::{Codes, Factors, Scheme, ZeroPoint};
 use crate::calib::kl::Kl;
 use crate::calib::minmax::Minmax;
 use crate::calib::omse::Omse;
@@ -53,13 +53,22 @@ pub(super) fn positive_scale(scale: f64) -> f32 {
 
 pub(super) fn ptf_scheme(seen: &ValueStats, cfg: &SiteConfig, codes: Codes, shared: f64) -> Result<Scheme, CalibError> {
     let own_zero_points = cfg.calibration_mode == CalibrationMode::ChannelWise;
-    let options = PtfOptions { bits: cfg.bits, max_exponent: cfg.max_exponent, search: cfg.ptf_search, own_zero_points, shared };
-    let fit = ptf::from_stats(seen, Some(range(seen, cfg)?), &[], options)?.ptf;
+    let options = PtfOptions {
+        bits: cfg.bits,
+        max_exponent: cfg.max_exponent,
+        mantissa_bits: cfg.ptf_mantissa_bits,
+        search: cfg.ptf_search,
+        own_zero_points,
+        shared,
+    };
+    // The search weighs clipping against resolution itself, channel by channel.
+    let clipped = if options.search && cfg.observer == ObserverKind::Omse { None } else { Some(range(seen, cfg)?) };
+    let fit = ptf::from_stats(seen, clipped, &[], options)?.ptf;
     let offset = if codes.signed { 1i32 << (codes.bits - 1) } else { 0 };
     Ok(Scheme::Ptf {
         codes,
         scale: positive_scale(fit.base),
         zero_point: ZeroPoint::of_channels(fit.zero_points).map(|z| z - offset),
-        exponents: exponents_to_text(&fit.exponents),
+        factors: Factors::new(&fit.exponents, cfg.ptf_mantissa_bits, &fit.mantissas),
     })
 }

@@ -54,7 +54,7 @@ pub enum Scheme {
         /// The zero point, within the codes' range.
         zero_point: i32,
     },
-    /// `real = scale · 2^α_c · (q − zero_point_c)` with an exponent for each channel of the last axis.
+    /// `real = scale · f_c · (q − zero_point_c)` with a factor for each channel.
     Ptf {
         /// Codes.
         #[serde(flatten)]
@@ -63,8 +63,16 @@ pub enum Scheme {
         scale: f32,
         /// The zero point, within the codes' range: one, or one for each channel.
         zero_point: ZeroPoint,
-        /// α_c, one hexadecimal digit a channel.
-        exponents: String,
+        /// f_c.
+        #[serde(flatten)]
+        factors: Factors,
+    },
+    /// Codes of 8 bits of which few occur: a table takes each to the nearest of 2^b levels, so that b bits name it.
+    Codebook {
+        /// What the codes of 8 bits mean: `Affine` or `Ptf`.
+        grid: Box<Scheme>,
+        /// The codes that occur, ascending, at most 128.
+        levels: Vec<i32>,
     },
     /// A constant: `real = scale_c · q`, signed and symmetric, with codes ±(2^(bits−1) − 1).
     Weight {
@@ -129,6 +137,12 @@ impl ZeroPoint {
     }
 }
 
+/// For each of some codes its nearest level, the lower one of two.
+pub fn nearest_levels(levels: &[i32], codes: impl Iterator<Item = i32>) -> Vec<i32> {
+    let to = |code: i32| levels.iter().copied().min_by_key(|&level| ((level - code).abs(), level)).unwrap_or(code);
+    codes.map(to).collect()
+}
+
 fn one() -> f32 {
     1.0
 }
@@ -143,19 +157,88 @@ impl Scheme {
     pub fn bits(&self) -> u8 {
         match self {
             Scheme::Affine { codes, .. } | Scheme::Ptf { codes, .. } => codes.bits,
+            // As many as name each level, at most 7.
+            Scheme::Codebook { levels, .. } => (levels.len().max(2).next_power_of_two().trailing_zeros() as u8).clamp(1, 8),
             Scheme::Weight { bits, .. } | Scheme::Log2 { bits, .. } => *bits,
         }
     }
 }
 
-/// Text form of PTF exponents.
-pub fn exponents_to_text(exponents: &[u8]) -> String {
-    exponents.iter().filter_map(|&e| char::from_digit(u32::from(e), 16)).collect()
+/// The factors of channels: powers of two `2^α_c` (PTF, arXiv 2111.13824, equation 5), or `(1 + m_c / 2^b) · 2^α_c` with b bits of a
+/// mantissa, an integer multiplier times a unit either way.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Factors {
+    /// α_c, one hexadecimal digit a channel.
+    pub exponents: String,
+    /// b, 0 to 3.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub mantissa_bits: u8,
+    /// m_c, one digit a channel, below 2^b; empty where b is 0.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub mantissas: String,
 }
 
-/// PTF exponents from their text form.
-pub fn exponents_from_text(text: &str) -> Option<Vec<u8>> {
+/// The largest b of [`Factors`].
+pub const MAX_MANTISSA_BITS: u8 = 3;
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(bits: &u8) -> bool {
+    *bits == 0
+}
+
+fn digits(text: &str) -> Option<Vec<u8>> {
     text.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect()
+}
+
+fn to_digits(numbers: impl IntoIterator<Item = u8>) -> String {
+    numbers.into_iter().filter_map(|n| char::from_digit(u32::from(n), 16)).collect()
+}
+
+impl Factors {
+    /// Of an exponent, 0 to 15, and a mantissa for each channel.
+    pub fn new(exponents: &[u8], mantissa_bits: u8, mantissas: &[u8]) -> Factors {
+        let mantissas = if mantissa_bits == 0 { String::new() } else { to_digits(mantissas.iter().copied()) };
+        Factors { exponents: to_digits(exponents.iter().copied()), mantissa_bits, mantissas }
+    }
+
+    /// Powers of two.
+    pub fn powers_of_two(exponents: &[u8]) -> Factors {
+        Factors::new(exponents, 0, &[])
+    }
+
+    /// The exponents; `None` for text that is none.
+    pub fn exponents(&self) -> Option<Vec<u8>> {
+        digits(&self.exponents)
+    }
+
+    /// The mantissas, one for each exponent; `None` for text that is none.
+    pub fn mantissas(&self) -> Option<Vec<u8>> {
+        let exponents = self.exponents.chars().count();
+        if self.mantissa_bits == 0 && self.mantissas.is_empty() {
+            return Some(vec![0; exponents]);
+        }
+        let mantissas = digits(&self.mantissas)?;
+        let fit = self.mantissa_bits <= MAX_MANTISSA_BITS && mantissas.iter().all(|m| m >> self.mantissa_bits == 0);
+        (fit && mantissas.len() == exponents).then_some(mantissas)
+    }
+
+    /// Every channel's factor in units of 2^−b, an integer of at most 19 bits; `None` where the text says none.
+    pub fn multipliers(&self) -> Option<Vec<u32>> {
+        let one = 1u32 << self.mantissa_bits.min(MAX_MANTISSA_BITS);
+        let both = self.exponents()?.into_iter().zip(self.mantissas()?);
+        Some(both.map(|(e, m)| (one + u32::from(m)) << e).collect())
+    }
+
+    /// The scale of multiplier 1, where that of factor 1 is `scale`.
+    pub fn unit(&self, scale: f32) -> f64 {
+        f64::from(scale) / f64::from(1u32 << self.mantissa_bits.min(MAX_MANTISSA_BITS))
+    }
+
+    /// Every channel's scale, where that of factor 1 is `scale`; `None` where the text says none.
+    pub fn scales(&self, scale: f32) -> Option<Vec<f32>> {
+        let unit = self.unit(scale);
+        Some(self.multipliers()?.into_iter().map(|m| (unit * f64::from(m)) as f32).collect())
+    }
 }
 
 /// One quantised site.

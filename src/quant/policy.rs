@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::codebook::{self, GridKind};
 use super::params::{affine_scheme, ptf_scheme, range};
 use super::plan::{Codes, FloatSite, PLAN_VERSION, QuantPlan, Scheme, SitePlan};
 use super::{Target, weights};
@@ -63,10 +64,13 @@ pub fn recordings(sites: &[SiteRef], config: &Config) -> Vec<TapSpec> {
     let mut taps: BTreeMap<String, TapSpec> = BTreeMap::new();
     for site in sites.iter().filter(|s| !s.weight) {
         let cfg = config.resolve(site.block, site.site.name());
-        let ptf = cfg.method == Method::Ptf;
+        let codebook = cfg.method == Method::Codebook;
+        let ptf = cfg.method == Method::Ptf || codebook && has_channels(site.site);
         let recording = Recording {
             // Where massive activations begin, their tail is looked at.
-            sketch: !matches!(cfg.observer, ObserverKind::Minmax) || matches!(site.site, Site::MlpAct | Site::MlpGate),
+            sketch: codebook
+                || !matches!(cfg.observer, ObserverKind::Minmax)
+                || matches!(site.site, Site::MlpAct | Site::MlpGate),
             channel_axis: ptf.then_some(1),
             channel_sketches: ptf,
             percentiles: if cfg.observer == ObserverKind::Percentile { vec![cfg.percentile_alpha] } else { Vec::new() },
@@ -169,10 +173,12 @@ fn activation(
     }
     // What calibration saw of a hidden unit says little of its range, since most are seldom active: an exponent of its own is for
     // those units alone that stand far out.
-    let hidden = matches!(site.site, Site::MlpFc1Output | Site::MlpAct) && cfg.source(Key::Method) < Source::Site;
-    let ptf = cfg.method == Method::Ptf
+    let codebook = cfg.method == Method::Codebook && cfg.bits < 8 && codebook_possible(target, &mut notes);
+    let hidden = matches!(site.site, Site::MlpFc1Output | Site::MlpAct) && (codebook || cfg.source(Key::Method) < Source::Site);
+    let ptf = (cfg.method == Method::Ptf || codebook && has_channels(site.site))
         && (!hidden || has_massive_channel(seen))
-        && ptf_possible(site, facts.multiplied.contains(&name), cfg.is_given(Key::Method), target, &mut notes);
+        && ptf_possible(site, facts, cfg.is_given(Key::Method), target, &mut notes)
+        && channels_fit(facts, site, seen, &mut notes);
     if ptf && !codes.signed && matches!(site.site, Site::Norm1 | Site::Norm2 | Site::MlpAct | Site::Norm) {
         // onnxruntime fuses an unsigned DequantizeLinear with the MatMul that reads it, and then refuses a zero point a channel.
         codes.signed = true;
@@ -182,8 +188,20 @@ fn activation(
     let scheme = if log2 {
         let (fraction_bits, normalized) = (cfg.log2_fraction_bits, cfg.log2_normalize);
         Scheme::Log2 { bits: cfg.bits, fraction_bits, scale: 1.0, normalized }
+    } else if codebook {
+        let kind = match (ptf, hidden) {
+            (false, _) => GridKind::Tensor,
+            (true, true) => GridKind::Far { shared: SHARED },
+            (true, false) => GridKind::Spread,
+        };
+        codebook::scheme(seen, cfg, codes.signed, kind).map_err(failed)?
     } else if ptf {
-        ptf_scheme(seen, cfg, codes, if hidden { SHARED } else { 0.0 }).map_err(failed)?
+        let mut cfg = cfg.clone();
+        if cfg.ptf_mantissa_bits > 0 && facts.multiplied.contains(&name) {
+            cfg.ptf_mantissa_bits = 0;
+            notes.push("powers of two, without mantissas: a Linear reads them as shifts".to_owned());
+        }
+        ptf_scheme(seen, &cfg, codes, if hidden { SHARED } else { 0.0 }).map_err(failed)?
     } else {
         // The entry `patch_embed` speaks of the convolution's weights; its output shares the name and the width.
         let of_weights = site.site == Site::PatchEmbed;
@@ -220,11 +238,39 @@ fn has_massive_channel(seen: &ValueStats) -> bool {
     }
 }
 
-/// Whether a value gets an exponent a channel: all its carriers must end in the channels that calibration saw, and what reads
-/// it must take a scale a channel.
-fn ptf_possible(site: &SiteRef, multiplied: bool, given: bool, target: Target, notes: &mut Vec<String>) -> bool {
-    let last_axis_is_channels =
-        !matches!(site.site, Site::Input | Site::PatchEmbed | Site::AttnQkvOutput | Site::KvAct | Site::IntSoft | Site::SvAttn);
+/// Whether a value's channels are on a known axis of all its carriers.
+fn has_channels(site: Site) -> bool {
+    !matches!(site, Site::Input | Site::AttnQkvOutput | Site::KvAct | Site::IntSoft | Site::SvAttn)
+}
+
+/// A codebook needs an operator that takes codes to levels.
+fn codebook_possible(target: Target, notes: &mut Vec<String>) -> bool {
+    let possible = target.has_custom_ops();
+    if !possible {
+        notes.push(format!("uniform codes, not a codebook: {target} has no operator for those"));
+    }
+    possible
+}
+
+/// Whether the channels that calibration saw of the patch embedding, tokens joined, are those of its convolution.
+fn channels_fit(facts: &ModelFacts, site: &SiteRef, seen: &ValueStats, notes: &mut Vec<String>) -> bool {
+    if site.site != Site::PatchEmbed {
+        return true;
+    }
+    let weights = facts.sites.iter().find(|s| s.site == Site::PatchEmbed && s.weight);
+    let filters = weights.and_then(|s| s.values.first()).and_then(|v| facts.constants.get(v)).and_then(|t| t.shape.first());
+    let fit = filters.copied() == seen.channels().map(crate::calib::channels::Channels::len);
+    if !fit {
+        notes.push("one scale for the tensor, not PTF: its last axis is not one of the convolution's channels".to_owned());
+    }
+    fit
+}
+
+/// Whether a value gets a factor a channel: its channels must be on a known axis of all its carriers, and what reads it must take
+/// a scale a channel.
+fn ptf_possible(site: &SiteRef, facts: &ModelFacts, given: bool, target: Target, notes: &mut Vec<String>) -> bool {
+    let multiplied = facts.multiplied.contains(&site.full_name());
+    let last_axis_is_channels = has_channels(site.site);
     if !last_axis_is_channels {
         notes.push("one scale for the tensor, not PTF: its last axis is not one of channels all the way".to_owned());
     } else if multiplied && matches!(site.site, Site::Residual1 | Site::Residual2 | Site::Embed) {

@@ -84,41 +84,41 @@ pub struct Affine {
     pub zero_point: i32,
 }
 
-/// Parameters of a tensor whose channels have power-of-two factors (PTF, arXiv 2111.13824, eq. 9):
-/// `real = scale · 2^exponent_c · (code − zero_point_c)`.
+/// Parameters of a tensor whose channels have factors (PTF, arXiv 2111.13824, eq. 9, where they are powers of two):
+/// `real = scale · multiplier_c · (code − zero_point_c)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ptf<'a> {
-    /// The base scale, positive and finite; the f32 of the model, widened.
+    /// The scale of multiplier 1, positive and finite.
     pub scale: f64,
     /// The zero point, one or `[C]`.
     pub zero_points: &'a [i32],
-    /// `[C]`: the exponents; none at all: 0 for every channel.
-    pub exponents: &'a [u8],
+    /// `[C]`: the multipliers, 1 to 2^19 − 1; none at all: 1 for every channel.
+    pub multipliers: &'a [u32],
 }
 
 impl Ptf<'_> {
-    /// Exponent and zero point of a channel.
-    fn channel(&self, c: usize) -> (u8, i32) {
+    /// Multiplier and zero point of a channel.
+    fn channel(&self, c: usize) -> (u32, i32) {
         let zero_point = if let &[one] = self.zero_points { Some(one) } else { self.zero_points.get(c).copied() };
-        (self.exponents.get(c).copied().unwrap_or(0), zero_point.unwrap_or(0))
+        (self.multipliers.get(c).copied().unwrap_or(1), zero_point.unwrap_or(0))
     }
 
     /// The number of channels, if something says it.
     fn channels(&self) -> Option<usize> {
-        (!self.exponents.is_empty()).then_some(self.exponents.len())
+        (!self.multipliers.is_empty()).then_some(self.multipliers.len())
     }
 
     fn check(&self, scale: &'static str, zero_points: &'static str, channels: usize) -> Result<(), TableError> {
         check_positive(scale, self.scale)?;
         for (what, found, expected) in [
-            ("the list of exponents", self.exponents.len(), if self.exponents.is_empty() { 0 } else { channels }),
+            ("the list of factors", self.multipliers.len(), if self.multipliers.is_empty() { 0 } else { channels }),
             (zero_points, self.zero_points.len(), if self.zero_points.len() == 1 { 1 } else { channels }),
         ] {
             if found != expected {
                 return Err(TableError::Length { what, found, expected });
             }
         }
-        self.exponents.iter().try_for_each(|&e| check_range("an exponent", i64::from(e), 0..=15, "0 to 15"))
+        self.multipliers.iter().try_for_each(|&m| check_range("a factor", i64::from(m), 1..=(1 << 19) - 1, "1 to 2^19 - 1"))
     }
 }
 

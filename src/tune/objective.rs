@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::calib::run::Named;
-use crate::ir::{Graph, Model, Tensor};
+use crate::ir::{CANONICAL_OPSET, Graph, Model, Tensor, shape};
 use crate::parallel;
 use crate::quant::fake::{FakeQuant, fake_constant};
 use crate::quant::{QuantPlan, Scheme};
@@ -61,6 +61,8 @@ pub struct Objective {
     inputs: Vec<Named>,
     sites: BTreeMap<String, Vec<usize>>,
     taps: usize,
+    /// Where the channels of each tap are, counted from the end.
+    channels: Vec<usize>,
     /// How many values are watched; their taps follow those of the sites.
     watched: usize,
     threads: usize,
@@ -108,10 +110,16 @@ impl Objective {
             taps.extend(values.into_iter().cloned());
         }
         let sites = taps.len();
+        let shapes = shape::infer(&model.graph, CANONICAL_OPSET);
+        let channels = |name: &String| {
+            let value = model.graph.value(name);
+            value.map_or(1, |v| shapes.channels_from_end(&model.graph, v))
+        };
+        let channels = taps.iter().map(channels).collect();
         taps.extend_from_slice(watched);
         let engine = Engine::new(model, &taps, options)?;
         let schedule = engine.schedule(taps.len());
-        Ok(Objective { engine, schedule, inputs, sites: of_sites, taps: sites, watched: watched.len(), threads })
+        Ok(Objective { engine, schedule, inputs, sites: of_sites, taps: sites, channels, watched: watched.len(), threads })
     }
 
     /// Everything in float.
@@ -171,9 +179,7 @@ impl Objective {
     /// When an operator fails.
     pub fn advance(&self, from: &Prefix, assignment: &Assignment, cut: usize) -> Result<Prefix, EngineError> {
         let go = |s: &mut Session<'_>, i: usize| {
-            s.resume(&from.snapshots[i], &self.schedule, Some(cut), &mut |t, shape, x| {
-                change(assignment, t, shape, x);
-            })
+            s.resume(&from.snapshots[i], &self.schedule, Some(cut), &mut |t, shape, x| self.change(assignment, t, shape, x))
         };
         Ok(Prefix { cut, snapshots: self.each(go)? })
     }
@@ -195,7 +201,8 @@ impl Objective {
     /// When an operator fails.
     pub fn outputs_from(&self, from: &Prefix, assignment: &Assignment) -> Result<Vec<Vec<f32>>, EngineError> {
         self.each(|s, i| {
-            let end = s.resume(&from.snapshots[i], &self.schedule, None, &mut |t, shape, x| change(assignment, t, shape, x))?;
+            let end =
+                s.resume(&from.snapshots[i], &self.schedule, None, &mut |t, shape, x| self.change(assignment, t, shape, x))?;
             Ok(s.outputs(&end)?.concat())
         })
     }
@@ -214,7 +221,7 @@ impl Objective {
         let tap = self.taps + watched;
         self.each(|s, i| {
             let mut on_change = |t: usize, shape: &[usize], x: &mut [f32]| {
-                change(assignment, t, shape, x);
+                self.change(assignment, t, shape, x);
                 if t == tap {
                     disturb(shape, x);
                 }
@@ -245,7 +252,7 @@ impl Objective {
         self.each(|s, i| {
             let mut seen = Vec::new();
             let mut on_change = |t: usize, shape: &[usize], x: &mut [f32]| {
-                change(assignment, t, shape, x);
+                self.change(assignment, t, shape, x);
                 if taps.contains(&t) {
                     seen.push((t - self.taps, see(t - self.taps, shape, x)));
                 }
@@ -279,7 +286,7 @@ impl Objective {
         until: Option<usize>,
     ) -> Result<Snapshot, EngineError> {
         let views: Vec<_> = self.inputs[i].iter().map(|(name, array)| (name.as_str(), array.view())).collect();
-        session.start(&views, &self.schedule, until, &mut |t, shape, x| change(assignment, t, shape, x))
+        session.start(&views, &self.schedule, until, &mut |t, shape, x| self.change(assignment, t, shape, x))
     }
 
     /// What `run` gives for every sample, in their order, on all workers.
@@ -289,11 +296,14 @@ impl Objective {
     ) -> Result<Vec<T>, EngineError> {
         parallel::try_map(self.inputs.len(), self.threads, || self.engine.session(), run)
     }
-}
 
-fn change(assignment: &Assignment, tap: usize, shape: &[usize], data: &mut [f32]) {
-    if let Some(Some(fake)) = assignment.0.get(tap) {
-        fake.apply(data, shape.last().copied().unwrap_or(1));
+    /// What a tap's codes make of its value.
+    fn change(&self, assignment: &Assignment, tap: usize, shape: &[usize], data: &mut [f32]) {
+        let Some(Some(fake)) = assignment.0.get(tap) else { return };
+        match self.channels.get(tap) {
+            Some(&from_end) if from_end > 1 => fake.apply_to_runs(data, shape.iter().rev().take(from_end - 1).product()),
+            _ => fake.apply(data, shape.last().copied().unwrap_or(1)),
+        }
     }
 }
 

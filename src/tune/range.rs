@@ -1,7 +1,7 @@
 //! Other ranges for a site: what a scheme becomes when the largest values are cut off, or no longer.
 
 use crate::calib::Range;
-use crate::quant::plan::{Scheme, exponents_from_text, exponents_to_text};
+use crate::quant::plan::{Factors, Scheme};
 use crate::quant::{SitePlan, affine_scheme};
 
 /// A range is changed in steps of this factor.
@@ -34,10 +34,17 @@ pub fn scaled(site: &SitePlan, steps: i32) -> Option<Candidate> {
             let new = affine_scheme(range, *codes, symmetric);
             Some((new, format!("range {lo:.3} to {hi:.3}")))
         }
-        Scheme::Ptf { codes, scale, zero_point, exponents } => {
+        Scheme::Ptf { codes, scale, zero_point, factors } => {
             let scale = (f64::from(*scale) * factor) as f32;
-            let new = Scheme::Ptf { codes: *codes, scale, zero_point: zero_point.clone(), exponents: exponents.clone() };
+            let new = Scheme::Ptf { codes: *codes, scale, zero_point: zero_point.clone(), factors: factors.clone() };
             Some((new, format!("scale times {factor:.2}")))
+        }
+        Scheme::Codebook { grid, levels } => {
+            let mut grid = grid.clone();
+            if let Scheme::Affine { scale, .. } | Scheme::Ptf { scale, .. } = &mut *grid {
+                *scale = (f64::from(*scale) * factor) as f32;
+            }
+            Some((Scheme::Codebook { grid, levels: levels.clone() }, format!("scale times {factor:.2}")))
         }
         Scheme::Weight { .. } | Scheme::Log2 { .. } => None,
     }
@@ -53,8 +60,8 @@ pub fn nudged(site: &SitePlan) -> Option<Candidate> {
 
 /// A PTF scheme whose largest exponents are `lower` less: the widest channels are clipped. `None` when nothing would change.
 pub fn capped(site: &SitePlan, lower: u8) -> Option<Candidate> {
-    let Scheme::Ptf { codes, scale, zero_point, exponents } = &site.scheme else { return None };
-    let exponents = exponents_from_text(exponents)?;
+    let Scheme::Ptf { codes, scale, zero_point, factors } = &site.scheme else { return None };
+    let (exponents, mantissas) = (factors.exponents()?, factors.mantissas()?);
     let highest = *exponents.iter().max()?;
     let cap = highest.checked_sub(lower)?;
     let changed = exponents.iter().filter(|&&e| e > cap).count();
@@ -63,8 +70,8 @@ pub fn capped(site: &SitePlan, lower: u8) -> Option<Candidate> {
         return None;
     }
     let exponents: Vec<u8> = exponents.into_iter().map(|e| e.min(cap)).collect();
-    let new =
-        Scheme::Ptf { codes: *codes, scale: *scale, zero_point: zero_point.clone(), exponents: exponents_to_text(&exponents) };
+    let factors = Factors::new(&exponents, factors.mantissa_bits, &mantissas);
+    let new = Scheme::Ptf { codes: *codes, scale: *scale, zero_point: zero_point.clone(), factors };
     let s = if changed == 1 { "" } else { "s" };
     Some((new, format!("{changed} channel{s} clipped at 2^-{lower} of the range")))
 }

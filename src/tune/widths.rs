@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::cost::Cost;
 use super::search::Damage;
-use crate::quant::plan::{Codes, FloatSite, Scheme, exponents_from_text, exponents_to_text};
+use crate::quant::plan::{Codes, Factors, FloatSite, Scheme};
 use crate::quant::{QuantPlan, SitePlan};
 
 /// A width that was changed, and why.
@@ -27,7 +27,7 @@ impl std::fmt::Display for Widening {
     }
 }
 
-/// Exponents of a wider code give up this much: what they span, the additional bits do.
+/// Exponents of a wider code give up this much, and mantissas go up to the next power of two: what they do, the additional bits do.
 const BITS_FROM_EXPONENTS: u8 = 4;
 
 /// The scheme of an activation with other bits over the same range; `None` for one that has no other width here.
@@ -47,18 +47,20 @@ pub fn with_bits(scheme: &Scheme, bits: u8) -> Option<Scheme> {
             };
             Some(Scheme::Affine { codes: new, scale: scale * ratio, zero_point: zero.clamp(new_low, new_high) })
         }
-        Scheme::Ptf { codes, scale, zero_point, exponents } => {
+        Scheme::Ptf { codes, scale, zero_point, factors } => {
             let more = bits.checked_sub(codes.bits)?;
             let give = more.min(BITS_FROM_EXPONENTS);
-            let exponents: Vec<u8> = exponents_from_text(exponents)?.into_iter().map(|e| e.saturating_sub(give)).collect();
+            let rounded = factors.exponents()?.into_iter().zip(factors.mantissas()?).map(|(e, m)| e + u8::from(m > 0));
+            let exponents: Vec<u8> = rounded.map(|e| e.saturating_sub(give)).collect();
             let scale = scale / f32::from(1u16 << (more - give));
             Some(Scheme::Ptf {
                 codes: Codes { bits, ..*codes },
                 scale,
                 zero_point: zero_point.map(|z| z << more),
-                exponents: exponents_to_text(&exponents),
+                factors: Factors::powers_of_two(&exponents),
             })
         }
+        Scheme::Codebook { grid, .. } => with_bits(grid, bits),
         Scheme::Weight { .. } | Scheme::Log2 { .. } => None,
     }
 }

@@ -4,6 +4,7 @@
 //! understood. What the file's `value_info` says fills gaps; where it contradicts what follows from the operators, it is
 //! reported and not believed.
 
+mod channels;
 mod contents;
 mod conv;
 mod ctx;

@@ -22,7 +22,7 @@ pub struct LayerNormSpec<'a> {
     pub beta: &'a [f64],
     /// LayerNorm's epsilon, in squared units of the real input.
     pub eps: f64,
-    /// The input; exponents 0 to 15.
+    /// The input.
     pub input: Ptf<'a>,
     /// The type of the input's codes.
     pub input_type: CodeType,
@@ -38,7 +38,7 @@ pub struct LayerNormSpec<'a> {
 pub struct LayerNormTables {
     /// The input's zero point, one or `[C]`.
     pub x_zero_points: Vec<i32>,
-    /// `[C]`: `2^exponent_c`.
+    /// `[C]`: the input's factors.
     pub multiplier: Vec<i64>,
     /// `round(C² · eps / scale²)`.
     pub eps: i64,
@@ -66,9 +66,9 @@ impl LayerNormTables {
     pub fn new(spec: &LayerNormSpec<'_>) -> Result<Self, TableError> {
         spec.check()?;
         let channels = 0..spec.gamma.len();
-        let multiplier: Vec<i64> = channels.clone().map(|c| 1i64 << spec.input.channel(c).0).collect();
+        let multiplier: Vec<i64> = channels.clone().map(|c| i64::from(spec.input.channel(c).0)).collect();
         let eps = spec.integer_eps(&multiplier)?;
-        let steps = |c: usize| libm::scalbn(spec.output.scale, spec.output.channel(c).0.into());
+        let steps = |c: usize| spec.output.scale * f64::from(spec.output.channel(c).0);
         let codes = |values: &[f64]| -> Vec<f64> { values.iter().enumerate().map(|(c, v)| v / steps(c)).collect() };
         let (gamma, beta) = (codes(spec.gamma), codes(spec.beta));
         let zero_points: Vec<i32> = channels.map(|c| spec.output.channel(c).1).collect();
@@ -171,21 +171,21 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
 
-    fn spec<'a>(gamma: &'a [f64], exponents: &'a [u8]) -> LayerNormSpec<'a> {
+    fn spec<'a>(gamma: &'a [f64], multipliers: &'a [u32]) -> LayerNormSpec<'a> {
         LayerNormSpec {
             gamma,
             beta: gamma,
             eps: 1e-6,
-            input: Ptf { scale: 0.01, zero_points: &[3], exponents },
+            input: Ptf { scale: 0.01, zero_points: &[3], multipliers },
             input_type: CodeType::Int8,
-            output: Ptf { scale: 0.03125, zero_points: &[-5], exponents: &[] },
+            output: Ptf { scale: 0.03125, zero_points: &[-5], multipliers: &[] },
             output_range: (-128, 127),
         }
     }
 
     #[test]
     fn constants_are_the_parameters_in_fixed_point() {
-        let t = LayerNormTables::new(&spec(&[1.0, -0.5], &[0, 3])).unwrap();
+        let t = LayerNormTables::new(&spec(&[1.0, -0.5], &[1, 8])).unwrap();
         assert_eq!(t.multiplier, [1, 8]);
         // 4 · 1e-6 / 1e-4 is below one half.
         assert_eq!(t.eps, 0);
@@ -193,9 +193,9 @@ mod tests {
         assert_eq!(t.gamma, [32 << 20, -(16 << 20)]);
         let half = 1i64 << 43;
         assert_eq!(t.beta, [(27 << 44) + half, (-21 << 44) + half]);
-        let fine = Ptf { scale: 1e-4, zero_points: &[3], exponents: &[] };
+        let fine = Ptf { scale: 1e-4, zero_points: &[3], multipliers: &[] };
         let gamma = [1.0, 1.0];
-        let s = LayerNormSpec { input: fine, ..spec(&gamma, &[0, 0]) };
+        let s = LayerNormSpec { input: fine, ..spec(&gamma, &[1, 1]) };
         // 4 · 1e-6 / 1e-8.
         assert_eq!(LayerNormTables::new(&s).unwrap().eps, 400);
     }
@@ -203,9 +203,9 @@ mod tests {
     #[test]
     fn a_channel_of_the_output_has_its_steps_and_its_zero_point() {
         let gamma = [1.0, -0.5];
-        let plain = LayerNormTables::new(&spec(&gamma, &[0, 3])).unwrap();
-        let output = Ptf { scale: 0.03125, zero_points: &[-5, 7], exponents: &[0, 2] };
-        let t = LayerNormTables::new(&LayerNormSpec { output, ..spec(&gamma, &[0, 3]) }).unwrap();
+        let plain = LayerNormTables::new(&spec(&gamma, &[1, 8])).unwrap();
+        let output = Ptf { scale: 0.03125, zero_points: &[-5, 7], multipliers: &[1, 4] };
+        let t = LayerNormTables::new(&LayerNormSpec { output, ..spec(&gamma, &[1, 8]) }).unwrap();
         assert_eq!((t.gamma[0], t.beta[0]), (plain.gamma[0], plain.beta[0]));
         assert_eq!(t.gamma[1] * 4, plain.gamma[1]);
         // -0.5 / 0.125 + 7, and a half.
@@ -214,36 +214,37 @@ mod tests {
 
     #[test]
     fn a_steep_gamma_gets_fewer_fractional_bits() {
-        let t = LayerNormTables::new(&spec(&[1000.0, 1.0], &[0, 0])).unwrap();
+        let t = LayerNormTables::new(&spec(&[1000.0, 1.0], &[1, 1])).unwrap();
         assert!(t.gamma[0] <= 1 << 29 && t.gamma[0] > 1 << 28);
         assert_eq!(t.gamma[0], 32_000 << (t.shift - 24));
-        assert!(LayerNormTables::new(&spec(&[1e9, 1.0], &[0, 0])).is_err());
+        assert!(LayerNormTables::new(&spec(&[1e9, 1.0], &[1, 1])).is_err());
     }
 
     #[test]
     fn what_could_overflow_is_refused() {
-        let (gamma, exponents) = (vec![1.0; 768], vec![7u8; 768]);
-        let narrow = spec(&gamma, &exponents);
+        let (gamma, factors) = (vec![1.0; 768], vec![1u32 << 7; 768]);
+        let narrow = spec(&gamma, &factors);
         assert!(LayerNormTables::new(&narrow).is_ok());
         let wide = LayerNormSpec { input_type: CodeType::Int16, ..narrow };
         let error = LayerNormTables::new(&wide).unwrap_err();
         assert!(matches!(error, TableError::TooWide { .. }), "{error}");
-        let six = vec![6u8; 768];
-        let fits = LayerNormSpec { input: Ptf { exponents: &six, ..wide.input }, ..wide };
+        let six = vec![1u32 << 6; 768];
+        let fits = LayerNormSpec { input: Ptf { multipliers: &six, ..wide.input }, ..wide };
         assert!(LayerNormTables::new(&fits).is_ok());
-        let mut few = vec![0u8; 768];
-        few[41] = 8;
-        let fits = LayerNormSpec { input: Ptf { exponents: &few, ..wide.input }, ..wide };
+        let mut few = vec![1u32; 768];
+        few[41] = 1 << 8;
+        let fits = LayerNormSpec { input: Ptf { multipliers: &few, ..wide.input }, ..wide };
         assert!(LayerNormTables::new(&fits).is_ok());
     }
 
     #[test]
     fn bad_parameters_are_refused() {
-        let good = spec(&[1.0, 1.0], &[0, 0]);
+        let good = spec(&[1.0, 1.0], &[1, 1]);
         let bad = |s: LayerNormSpec<'_>| assert!(LayerNormTables::new(&s).is_err(), "{s:?}");
-        bad(spec(&[f64::NAN, 1.0], &[0, 0]));
-        bad(spec(&[1.0, 1.0], &[0]));
-        bad(spec(&[1.0, 1.0], &[0, 16]));
+        bad(spec(&[f64::NAN, 1.0], &[1, 1]));
+        bad(spec(&[1.0, 1.0], &[1]));
+        bad(spec(&[1.0, 1.0], &[1, 1 << 19]));
+        bad(spec(&[1.0, 1.0], &[1, 0]));
         bad(spec(&[], &[]));
         bad(LayerNormSpec { eps: -1.0, ..good });
         bad(LayerNormSpec { eps: 1e30, ..good });

@@ -117,11 +117,11 @@ pub struct ChannelTables {
 /// log2 of the largest number of entries of a [`ChannelTables`]: 4096 rows for 8-bit codes, 16 for 16-bit codes.
 pub const CHANNEL_TABLE_BITS: u32 = 20;
 
-/// The tables of an [`Activation`] between codes with a power-of-two exponent, and perhaps a zero point, for each channel. Each
+/// The tables of an [`Activation`] between codes with a factor, and perhaps a zero point, for each channel. Each
 /// combination that occurs is a row; they ascend.
 ///
 /// # Errors
-/// As [`lut_table`]; [`TableError::Length`] when both sides have exponents and differ in their number;
+/// As [`lut_table`]; [`TableError::Length`] when both sides have factors and differ in their number;
 /// [`TableError::Parameter`] when neither has any; [`TableError::TooWide`] when the rows have more than
 /// 2^[`CHANNEL_TABLE_BITS`] entries together.
 pub fn channel_tables(
@@ -132,7 +132,7 @@ pub fn channel_tables(
     range: (i32, i32),
 ) -> Result<ChannelTables, TableError> {
     let Some(channels) = input.channels().or(output.channels()) else {
-        return Err(TableError::Parameter { what: "the number of exponents", found: 0.0, needed: "one for each channel" });
+        return Err(TableError::Parameter { what: "the number of factors", found: 0.0, needed: "one for each channel" });
     };
     input.check("the input's scale", "the list of the input's zero points", channels)?;
     output.check("the output's scale", "the list of the output's zero points", channels)?;
@@ -145,13 +145,10 @@ pub fn channel_tables(
             what: "the number of the table's entries",
             bits,
             limit: CHANNEL_TABLE_BITS,
-            advice: "there is a row for each pair of an input's and an output's exponent (and zero point): give the input codes of 8 bits, or one of the two a single scale",
+            advice: "there is a row for each pair of an input's and an output's factor (and zero point): give the input codes of 8 bits, or one of the two a single scale",
         });
     }
-    let affine = |side: Ptf<'_>, (exponent, zero_point): (u8, i32)| Affine {
-        scale: libm::scalbn(side.scale, exponent.into()),
-        zero_point,
-    };
+    let affine = |side: Ptf<'_>, (factor, zero_point): (u32, i32)| Affine { scale: side.scale * f64::from(factor), zero_point };
     let mut entries = Vec::new();
     for &(x, y) in &distinct {
         entries.extend(activation_table(activation, affine(input, x), input_type, affine(output, y), range)?);
@@ -237,18 +234,18 @@ mod tests {
     #[test]
     fn a_channel_reads_and_writes_in_its_own_steps() {
         let (base_x, base_y) = (0.004, 0.003);
-        let (a, b) = ([0u8, 3, 0, 3, 1], [2u8, 0, 2, 1, 0]);
-        // (0, 2), (1, 0), (3, 0), (3, 1); with zero points of their own the first and third channel differ too.
+        let (a, b) = ([1u32, 8, 1, 8, 2], [4u32, 1, 4, 2, 1]);
+        // (1, 4), (2, 1), (8, 1), (8, 2); with zero points of their own the first and third channel differ too.
         for (zeros, count, rows) in [(&[5][..], 4, [0, 2, 0, 3, 1]), (&[5, 5, -9, 5, 5], 5, [1, 3, 0, 4, 2])] {
-            let input = Ptf { scale: base_x, zero_points: &[-20], exponents: &a };
-            let output = Ptf { scale: base_y, zero_points: zeros, exponents: &b };
+            let input = Ptf { scale: base_x, zero_points: &[-20], multipliers: &a };
+            let output = Ptf { scale: base_y, zero_points: zeros, multipliers: &b };
             let t = channel_tables(Activation::Gelu, input, CodeType::Int8, output, (-128, 127)).unwrap();
             assert_eq!((t.count, t.entries.len(), t.rows.as_slice()), (count, count * 256, &rows[..]));
             for (c, &row) in t.rows.iter().enumerate() {
                 let zero = f64::from(*zeros.get(c).unwrap_or(&5));
                 for code in -128i32..=127 {
-                    let real = base_x * f64::from(1 << a[c]) * f64::from(code + 20);
-                    let exact = (gelu_by_series(real) / (base_y * f64::from(1 << b[c])) + zero).clamp(-128.0, 127.0);
+                    let real = base_x * f64::from(a[c]) * f64::from(code + 20);
+                    let exact = (gelu_by_series(real) / (base_y * f64::from(b[c])) + zero).clamp(-128.0, 127.0);
                     let y = t.entries[256 * row as usize + usize::from(code as i8 as u8)];
                     assert!((f64::from(y) - exact).abs() <= 0.500_001, "channel {c} code {code}: {y} {exact}");
                 }
@@ -259,27 +256,26 @@ mod tests {
     #[test]
     fn exponents_on_one_side_are_enough() {
         let side = Affine { scale: 0.02, zero_point: 0 };
-        let make = |a: &[u8], b: &[u8]| {
-            let with = |exponents| Ptf { scale: 0.02, zero_points: &[0], exponents };
+        let make = |a: &[u32], b: &[u32]| {
+            let with = |multipliers| Ptf { scale: 0.02, zero_points: &[0], multipliers };
             channel_tables(Activation::Tanh, with(a), CodeType::Uint8, with(b), (0, 255))
         };
-        assert_eq!(make(&[1, 0, 1], &[]).unwrap(), make(&[1, 0, 1], &[0, 0, 0]).unwrap());
-        assert_eq!(make(&[], &[4, 0]).unwrap(), make(&[0, 0], &[4, 0]).unwrap());
-        assert_eq!(make(&[], &[4, 0]).unwrap().rows, [1, 0]);
-        let single = make(&[0, 0], &[]).unwrap();
+        assert_eq!(make(&[2, 1, 2], &[]).unwrap(), make(&[2, 1, 2], &[1, 1, 1]).unwrap());
+        assert_eq!(make(&[], &[16, 1]).unwrap(), make(&[1, 1], &[16, 1]).unwrap());
+        assert_eq!(make(&[], &[16, 1]).unwrap().rows, [1, 0]);
+        let single = make(&[1, 1], &[]).unwrap();
         assert_eq!((single.count, single.rows.as_slice()), (1, &[0, 0][..]));
         assert_eq!(single.entries, activation_table(Activation::Tanh, side, CodeType::Uint8, side, (0, 255)).unwrap());
-        assert!(make(&[], &[]).is_err() && make(&[0, 1], &[0]).is_err() && make(&[0], &[0, 1]).is_err());
+        assert!(make(&[], &[]).is_err() && make(&[1, 2], &[1]).is_err() && make(&[1], &[1, 2]).is_err());
     }
 
     #[test]
     fn sixteen_bits_have_sixteen_rows() {
-        let with = |exponents| Ptf { scale: 1e-4, zero_points: &[0], exponents };
+        let with = |multipliers| Ptf { scale: 1e-4, zero_points: &[0], multipliers };
         let make = |n: u8, input_type| {
-            let exponents: Vec<u8> = (0..n).collect();
-            let outputs: Vec<u8> = exponents.iter().map(|e| e / 12).collect();
-            let exponents: Vec<u8> = exponents.iter().map(|e| e % 12).collect();
-            channel_tables(Activation::Relu, with(&exponents), input_type, with(&outputs), (-128, 127))
+            let outputs: Vec<u32> = (0..n).map(|e| 1 << (e / 12)).collect();
+            let inputs: Vec<u32> = (0..n).map(|e| 1 << (e % 12)).collect();
+            channel_tables(Activation::Relu, with(&inputs), input_type, with(&outputs), (-128, 127))
         };
         assert_eq!(make(16, CodeType::Int16).unwrap().count, 16);
         assert_eq!(make(17, CodeType::Int8).unwrap().count, 17);

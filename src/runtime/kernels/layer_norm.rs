@@ -1,4 +1,4 @@
-//! `PtfLayerNorm`: LayerNorm of codes that have a power-of-two multiplier a channel, integers only.
+//! `PtfLayerNorm`: LayerNorm of codes that have a multiplier a channel, integers only.
 
 use super::isqrt::isqrt;
 use super::{Code, KernelError, check_length, check_range};
@@ -19,17 +19,17 @@ pub const GAMMA_MAX: i64 = 1 << 29;
 pub const BETA_MAX: i64 = 1 << 61;
 /// The largest output shift.
 pub const SHIFT_MAX: u32 = 44;
-/// The largest multiplier of a channel.
-pub const MULTIPLIER_MAX: i64 = 1 << 15;
+/// The largest multiplier of a channel: four bits of a mantissa, and exponents up to 15.
+pub const MULTIPLIER_MAX: i64 = (1 << 19) - 1;
 
 /// The constants of one `PtfLayerNorm`, in the order of the op's inputs.
 #[derive(Debug, Clone, Copy)]
 pub struct PtfLayerNorm<'a, X, Y> {
     /// The input's zero point: one, or `[C]`.
     pub x_zero_points: &'a [X],
-    /// `[C]`: `2^α_c`, the channel's power-of-two factor. `1..=2^15`.
+    /// `[C]`: the channel's factor, a power of two or a small integer times one. `1..2^19`.
     pub multiplier: &'a [i64],
-    /// `round(C² · eps / base²)`, at least 0.
+    /// `round(C² · eps / unit²)`, the unit being the scale of multiplier 1; at least 0.
     pub eps: i64,
     /// `[C]`: `round(γ_c / s_out · 2^(shift − 24))`, at most 2^29 in magnitude.
     pub gamma: &'a [i64],
@@ -55,7 +55,7 @@ pub struct PtfLayerNorm<'a, X, Y> {
 /// y_c = clamp((z_c · gamma_c + beta_c) >> shift, y_range)
 /// ```
 ///
-/// The power-of-two factor is FQ-ViT's (arXiv 2111.13824, section 3.2). Normalising V before the root gives root and
+/// Factors of channels are FQ-ViT's (arXiv 2111.13824, section 3.2), where they are powers of two. Normalising V before the root gives root and
 /// reciprocal the same relative precision in every row, from a nearly constant one to a saturated one, with constants that do
 /// not depend on the data.
 ///
