@@ -99,7 +99,7 @@ proptest! {
             (state >> 33) as i64
         };
         let x: Vec<i16> = (0..channels).map(|_| (random() % (2 * spread + 1) - spread) as i16).collect();
-        let factors: Vec<u32> = (0..channels).map(|_| (1 + random() as u32 % 7) << (random() % i64::from(wide + 1))).collect();
+        let factors: Vec<u32> = (0..channels).map(|_| (1 + random() as u32 % 7) << (random() % i64::from(wide / 2 + 1))).collect();
         let zeros: Vec<i16> = (0..if own_zeros { channels } else { 1 }).map(|c| zero as i16 - (c % 7) as i16 * 150).collect();
         let zero = |c: usize| i32::from(*zeros.get(c).unwrap_or(&zeros[0]));
         let gamma: Vec<f64> = (0..channels).map(|_| (random() % 4000 - 1000) as f64 / 1000.0).collect();

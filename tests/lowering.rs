@@ -80,7 +80,7 @@ fn affine_sites(plan: &QuantPlan) -> impl Iterator<Item = (&SitePlan, u8, bool, 
 fn unsigned_codes() {
     let yaml = "default: {bit_type: {bits: 8, signed: false, symmetric: false}}";
     let (model, plan, _) = lowered(&variant(yaml), Target::Integer);
-    assert!(affine_sites(&plan).count() > 10);
+    assert!(affine_sites(&plan).count() > 8);
     assert!(affine_sites(&plan).all(|(_, bits, signed, _, zero)| bits == 8 && !signed && (0..=255).contains(&zero)));
     let zero = model.graph.value("logits_zero_point").and_then(|v| model.graph.constant(v)).unwrap();
     assert_eq!(zero.dtype, DType::U8);

@@ -186,15 +186,21 @@ fn widening_reaches_what_it_predicts() {
     let float = b.float();
     let reference = float.outputs(&float.float()).unwrap();
     let before = -10.0 * noise(&reference, &b.simulated(&plan)).log10();
-    let goal = before + 2.0;
+    let damages = b.damages();
+    // Half of what could be widened away.
+    let sum = |all: bool| {
+        let kept = |d: &&Damage| all || d.site.ends_with("kv_act") || d.site.ends_with("intSoft");
+        damages.iter().filter(kept).map(|d| d.noise).sum::<f64>()
+    };
+    let goal = 0.5 * (sum(true) + sum(false));
     let cost = Cost::of(&b.source.model.graph, &b.source.vit.sites);
-    let enough = Goal { noise: 10f64.powf(-goal / 10.0), cost: f64::INFINITY };
-    let widened = widen(&mut plan, &b.damages(), 0.0, &cost, 16, enough);
+    let widened = widen(&mut plan, &damages, 0.0, &cost, 16, Goal { noise: goal, cost: f64::INFINITY });
     // Not all that could be: kv_act and intSoft of four blocks cannot.
-    assert!(!widened.is_empty() && widened.len() < b.damages().len() - 8, "{}", widened.len());
+    assert!(!widened.is_empty() && widened.len() < damages.len() - 8, "{}", widened.len());
     assert!(widened.windows(2).all(|pair| pair[0].share >= pair[1].share), "those that do most come first");
     let after = -10.0 * noise(&reference, &b.simulated(&plan)).log10();
-    assert!(after > before + 0.8, "{before} dB, then {after} dB for {goal}");
+    let predicted = 10.0 * (sum(true) / goal).log10();
+    assert!(after > before + 0.4 * predicted, "{before} dB, then {after} dB for {predicted} more");
     for site in plan.sites.iter().filter(|s| s.scheme.bits() == 16) {
         assert!(!site.name.ends_with("kv_act") && !site.name.ends_with("intSoft"), "{}", site.name);
         assert!(site.search.as_ref().unwrap().starts_with("16 bits"), "{:?}", site.search);

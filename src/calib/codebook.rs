@@ -39,6 +39,18 @@ impl Grid {
         }
     }
 
+    /// Adds a value, in units of a code.
+    #[inline]
+    pub fn add_value(&mut self, value: f64, weight: f64) {
+        let last = self.weight.len().saturating_sub(1) as f64;
+        let code = (value + 0.5).floor().clamp(0.0, last) as usize;
+        if let (Some(w), Some(m), Some(q)) = (self.weight.get_mut(code), self.first.get_mut(code), self.second.get_mut(code)) {
+            *w += weight;
+            *m += weight * value;
+            *q += weight * value * value;
+        }
+    }
+
     /// The `k` levels with the least squared error, ascending, and that error; fewer where fewer suffice.
     #[must_use]
     pub fn levels(&self, k: usize) -> (Vec<usize>, f64) {
@@ -91,7 +103,8 @@ impl Grid {
         for begin in begins.iter().rev() {
             let a = begin[b];
             if a < b {
-                levels.push(run(a, b).0);
+                // A run of codes on which nothing fell needs no level.
+                levels.extend((w[b] > w[a]).then(|| run(a, b).0));
                 b = a;
             }
         }
@@ -113,16 +126,14 @@ mod tests {
             let own = if chosen.is_empty() {
                 f64::INFINITY
             } else {
-                // A value goes the way of its code.
-                values
-                    .iter()
-                    .map(|&(v, w)| {
-                        let code = (v + 0.5).floor().clamp(0.0, codes as f64 - 1.0);
-                        let error = |l: &usize| w * (v - *l as f64).powi(2);
-                        let near = chosen.iter().map(|l| (*l as f64 - code).abs()).fold(f64::INFINITY, f64::min);
-                        chosen.iter().filter(|l| (**l as f64 - code).abs() == near).map(error).fold(f64::INFINITY, f64::min)
-                    })
-                    .sum()
+                // A value goes the way of its code, of two levels as near to the lower.
+                let error = |&(v, w): &(f64, f64)| {
+                    let code = (v + 0.5).floor().clamp(0.0, codes as f64 - 1.0);
+                    let level =
+                        chosen.iter().copied().min_by(|a, b| (*a as f64 - code).abs().total_cmp(&(*b as f64 - code).abs()));
+                    w * (v - level.unwrap() as f64).powi(2)
+                };
+                values.iter().map(error).sum()
             };
             if chosen.len() == k {
                 return own;
@@ -144,7 +155,12 @@ mod tests {
         fn no_levels_are_better(values in prop::collection::vec((-1.0f64..10.0, 0.1f64..3.0), 1..14), k in 1usize..4) {
             let codes = 9;
             let mut grid = Grid::new(codes);
+            let mut points = grid.clone();
             values.iter().for_each(|&(v, w)| grid.add(v, v, w));
+            values.iter().for_each(|&(v, w)| points.add_value(v, w));
+            for (a, b) in [(&grid.weight, &points.weight), (&grid.first, &points.first), (&grid.second, &points.second)] {
+                prop_assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-9), "{a:?} {b:?}");
+            }
             let (levels, error) = grid.levels(k);
             prop_assert!(levels.len() <= k && levels.windows(2).all(|p| p[0] < p[1]) && levels.iter().all(|&l| l < codes));
             let best = exhaustive(&values, codes, k);

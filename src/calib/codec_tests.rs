@@ -29,7 +29,14 @@ fn exercise(stats: &Stats) {
                 let _ = crate::calib::kl::Kl::new(64).unwrap().range(value, &query);
             }
         }
-        let options = crate::calib::ptf::PtfOptions { bits: 8, max_exponent: 3, search: true, shared: 0.0 };
+        let options = crate::calib::ptf::PtfOptions {
+            bits: 8,
+            max_exponent: 3,
+            mantissa_bits: 0,
+            search: true,
+            own_zero_points: false,
+            shared: 0.0,
+        };
         let _ = crate::calib::ptf::from_stats(value, None, &[], options);
     }
 }

@@ -173,8 +173,8 @@ fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, Cli
     } else {
         Found::unsearched(stats, plan)
     };
-    let adjusted = adjust(args, terminal, &source, &config, &feed, &samples, &found.plan)?;
     let mut found = found;
+    let adjusted = adjust(args, terminal, &source, &config, &feed, &samples, &mut found.plan)?;
     let source = match adjusted {
         Some(a) => {
             clock.end("adjust");
@@ -199,7 +199,7 @@ fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, Cli
     Ok(Made { source, config, found, constants, notes, model, report, samples, skipped, evaluation })
 }
 
-/// Weights and biases by what they compute, where the configuration asks for that.
+/// Codebooks, weights and biases by what they compute, where the configuration asks for that.
 fn adjust(
     args: &Args,
     terminal: &Terminal,
@@ -207,15 +207,20 @@ fn adjust(
     config: &Config,
     feed: &Feed,
     samples: &Samples,
-    plan: &QuantPlan,
+    plan: &mut QuantPlan,
 ) -> Result<Option<pipeline::Adjusted>, CliError> {
     /// Samples that second moments are taken of.
     const MOMENTS_OF: usize = 64;
-    if !pipeline::asks_to_adjust(config, plan) {
+    if !pipeline::asks_to_adjust(config, plan) && !pipeline::has_codebooks(plan) {
         return Ok(None);
     }
     let inputs = pipeline::first_samples(samples, MOMENTS_OF)?;
     let options = &feed.engine_options();
+    if pipeline::has_codebooks(plan) {
+        let progress = &Bar::new(terminal, "choosing levels");
+        let levels = pipeline::Levels { source, config, options, inputs: &inputs, threads: args.threads.count(), progress };
+        levels.run(plan)?;
+    }
     let progress = &Bar::new(terminal, "rounding weights");
     let threads = args.threads.count();
     Ok(Some(pipeline::Adjust { source, config, options, inputs: &inputs, threads, progress }.run(plan)?))

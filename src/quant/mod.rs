@@ -3,7 +3,7 @@
 //! [`make_plan`] turns statistics, a configuration and a [`Target`] into a [`QuantPlan`]: an artefact that a person can
 //! read, edit and diff, and that [`lower`](crate::lower) applies without deciding anything.
 
-mod codebook;
+pub(crate) mod codebook;
 pub mod fake;
 mod params;
 pub mod plan;

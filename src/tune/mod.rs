@@ -4,13 +4,14 @@
 //! [`widths`] the bits of the sites that do most, within what their products [`cost`].
 //!
 //! Weights: the moments ([`gram`]) of what every [`linear`] layer reads, its [`rows`] weighted by what depends on them, decide how
-//! [`gptq`] rounds and what goes into the [`bias`].
+//! [`gptq`] rounds and what goes into the [`bias`]; the same weights decide the [`levels`] of codebooks.
 
 pub mod bias;
 pub mod cost;
 pub mod damage;
 pub mod gptq;
 pub mod gram;
+pub mod levels;
 pub mod linear;
 pub mod objective;
 pub mod range;

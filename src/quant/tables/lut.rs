@@ -271,7 +271,9 @@ mod tests {
 
     #[test]
     fn sixteen_bits_have_sixteen_rows() {
-        let with = |multipliers| Ptf { scale: 1e-4, zero_points: &[0], multipliers };
+        fn with(multipliers: &[u32]) -> Ptf<'_> {
+            Ptf { scale: 1e-4, zero_points: &[0], multipliers }
+        }
         let make = |n: u8, input_type| {
             let outputs: Vec<u32> = (0..n).map(|e| 1 << (e / 12)).collect();
             let inputs: Vec<u32> = (0..n).map(|e| 1 << (e % 12)).collect();

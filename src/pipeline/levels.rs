@@ -1,0 +1,102 @@
+//! Codebooks chosen again where they are used: on the values that the quantised sites before them leave, first rows weighted.
+
+use std::collections::BTreeSet;
+
+use super::{MEASURED_ON, PipelineError, Source};
+use crate::calib::Progress;
+use crate::calib::run::Named;
+use crate::config::Config;
+use crate::quant::{QuantPlan, Scheme};
+use crate::runtime::tract::{EngineError, EngineOptions};
+use crate::tune::levels::{Refit, Seen};
+use crate::tune::objective::Objective;
+use crate::tune::rows;
+use crate::vit::Site;
+
+/// What choosing the levels of a plan's codebooks again needs.
+pub struct Levels<'a> {
+    /// The model, its weights in float.
+    pub source: &'a Source,
+    /// How sites are quantised.
+    pub config: &'a Config,
+    /// How models are made concrete.
+    pub options: &'a EngineOptions,
+    /// Calibration samples.
+    pub inputs: &'a [Named],
+    /// Workers; the result does not depend on them.
+    pub threads: usize,
+    /// Is told how many codebooks are done.
+    pub progress: &'a dyn Progress,
+}
+
+/// A site with a codebook.
+struct Job {
+    site: String,
+    refit: Refit,
+}
+
+/// Whether a plan has a codebook.
+pub fn has_codebooks(plan: &QuantPlan) -> bool {
+    plan.sites.iter().any(|s| matches!(s.scheme, Scheme::Codebook { .. }))
+}
+
+impl Levels<'_> {
+    /// Chooses all codebooks of a plan again, in the order of the data flow.
+    ///
+    /// # Errors
+    /// When the executor cannot run the model.
+    pub fn run(&self, plan: &mut QuantPlan) -> Result<(), PipelineError> {
+        let (jobs, watched) = self.jobs(plan);
+        let (first, all) = (self.inputs.get(..MEASURED_ON).unwrap_or(self.inputs), self.inputs);
+        let (few, many) = (self.objective(&watched, first)?, self.objective(&watched, all)?);
+        let (float, mut codes) = (few.float(), many.assignment(plan));
+        let undisturbed = self.ran(few.outputs(&float))?;
+        let (mut float_prefix, mut prefix) = (self.ran(few.prefix(&float, 0))?, self.ran(many.prefix(&codes, 0))?);
+        let mut order: Vec<usize> = (0..jobs.len()).collect();
+        order.sort_by_key(|&w| many.place(w));
+        for (done, w) in order.into_iter().enumerate() {
+            let (Some(job), (cut, _)) = (jobs.get(w), many.place(w)) else { continue };
+            if cut > prefix.cut {
+                float_prefix = self.ran(few.advance(&float_prefix, &float, cut))?;
+                prefix = self.ran(many.advance(&prefix, &codes, cut))?;
+            }
+            let dependence = self.ran(rows::dependence(&few, &float_prefix, &float, w, &undisturbed))?;
+            // As everything before the site leaves it.
+            many.set(&mut codes, &job.site, None);
+            let mut seen: Vec<Seen> = Vec::new();
+            let see = |_: usize, shape: &[usize], x: &[f32]| (shape.to_vec(), x.to_vec());
+            let take = |mut of_sample: Vec<(usize, Seen)>| seen.extend(of_sample.drain(..).map(|(_, values)| values));
+            self.ran(many.watch(&prefix, &codes, &BTreeSet::from([w]), see, take))?;
+            let shape = seen.first().map(|(shape, _)| shape.clone()).unwrap_or_default();
+            let refit = Refit { first: rows::weight(dependence, all.len(), &shape), ..job.refit };
+            if let Some(site) = plan.sites.iter_mut().find(|s| s.name == job.site) {
+                site.scheme = refit.run(&site.scheme, &seen).unwrap_or_else(|| site.scheme.clone());
+                many.set(&mut codes, &job.site, Some(&site.scheme));
+            }
+            self.progress.tick(done + 1, jobs.len());
+        }
+        Ok(())
+    }
+
+    /// The sites, and the values that are watched for them: the first of each, whose rows are tokens.
+    fn jobs(&self, plan: &QuantPlan) -> (Vec<Job>, Vec<String>) {
+        let sites = plan.sites.iter().filter(|s| matches!(s.scheme, Scheme::Codebook { .. }));
+        let job = |s: &crate::quant::SitePlan| {
+            let config = self.config.resolve(s.site.block, s.site.site.name());
+            // What calibration saw of one hidden unit says little of its range: their factors stay.
+            let channels = !matches!(s.site.site, Site::MlpAct | Site::MlpFc1Output);
+            let refit = Refit { first: 1.0, channels, max_exponent: config.max_exponent, threads: self.threads };
+            Some((Job { site: s.name.clone(), refit }, s.site.values.first()?.clone()))
+        };
+        sites.filter_map(job).unzip()
+    }
+
+    fn objective(&self, watched: &[String], inputs: &[Named]) -> Result<Objective, PipelineError> {
+        let Levels { options, threads, source, .. } = *self;
+        self.ran(Objective::watching(&source.model, &source.vit.sites, watched, inputs.to_vec(), options, threads))
+    }
+
+    fn ran<T>(&self, result: Result<T, EngineError>) -> Result<T, PipelineError> {
+        result.map_err(|source| PipelineError::Engine { path: self.source.path.clone(), source })
+    }
+}
