@@ -4,7 +4,7 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use vitq::quant::tables::layer_norm::{LayerNormSpec, LayerNormTables};
 use vitq::quant::tables::log_softmax::{LogRounding, LogSoftmaxTables};
-use vitq::quant::tables::{Affine, CodeType, Ptf};
+use vitq::quant::tables::{CodeType, Ptf};
 use vitq::runtime::kernels::layer_norm::{PtfLayerNorm, ptf_layer_norm};
 use vitq::runtime::kernels::log_softmax::{LogIntSoftmax, log_int_softmax};
 use vitq::runtime::kernels::lut::lookup;

@@ -71,8 +71,13 @@ impl Bench {
 
     /// Compiles for a target on four images into `@/NAME`.
     fn compile(&self, target: &str, name: &str, more: &[&str]) -> String {
+        self.compile_on("4", target, name, more)
+    }
+
+    /// On so many images: what four show of a channel is not what it holds.
+    fn compile_on(&self, images: &str, target: &str, name: &str, more: &[&str]) -> String {
         let output = format!("@/{name}");
-        let mut args = vec!["compile", VIT, "--calib", CALIB, "--calib-limit", "4", "--target", target, "-o", &output];
+        let mut args = vec!["compile", VIT, "--calib", CALIB, "--calib-limit", images, "--target", target, "-o", &output];
         args.extend(IMAGES);
         args.extend(more);
         self.ok(&args)
@@ -409,15 +414,15 @@ fn json(text: &str) -> serde_json::Value {
 #[test]
 fn an_emitted_model_runs_and_is_near_the_float_model() {
     let b = Bench::new();
-    b.compile("integer", "q.onnx", &[]);
-    b.compile("integer", "q8.onnx", &["--batch", "8"]);
+    b.compile_on("16", "integer", "q.onnx", &[]);
+    b.compile_on("16", "integer", "q8.onnx", &["--batch", "8"]);
     let eval = |model: &str, more: &[&str]| {
         json(&b.ok(&with(&with(&["eval", model, "--data", TEST, "--limit", "60", "--json"], &IMAGES), more)))
     };
     let one = eval("@/q.onnx", &["--reference", VIT, "--threads", "1"]);
     assert_eq!((&one["samples"], &one["labelled"]), (&60.into(), &60.into()));
     assert!(one["top1"].as_f64().unwrap() > 0.95 && one["agreement"].as_f64().unwrap() > 0.95, "{one}");
-    assert!(one["sqnr_db"].as_f64().unwrap() > 15.0, "{one}");
+    assert!(one["sqnr_db"].as_f64().unwrap() > 20.0, "{one}");
     // Threads change no figure. A fixed batch, whose last group is padded here, moves float sums by a last bit.
     let (threads, batch) = (eval("@/q.onnx", &["--reference", VIT, "--threads", "2"]), eval("@/q8.onnx", &["--reference", VIT]));
     for key in ["samples", "top1", "top5", "agreement", "reference_top1"] {

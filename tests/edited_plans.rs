@@ -41,7 +41,7 @@ fn edited_plans_that_do_not_fit_are_refused() {
             "a mantissa of too many bits",
             refused(|p| {
                 if let Scheme::Ptf { factors, .. } = &mut site(p, "blocks.0.residual1").scheme {
-                    "0040".clone_into(&mut factors.mantissas);
+                    "0080".clone_into(&mut factors.mantissas);
                 }
             }),
         ),

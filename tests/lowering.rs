@@ -261,7 +261,7 @@ fn ptf_exponents_become_a_scale_a_channel() {
     let (mut model, mut plan) = planned(&preset("int8"), Target::Integer);
     let site = plan.sites.iter_mut().find(|s| s.name == "blocks.0.residual1").unwrap();
     let Scheme::Ptf { factors, scale, zero_point, .. } = &mut site.scheme else { panic!("{:?}", site.scheme) };
-    assert_eq!((factors.exponents.len(), factors.mantissa_bits), (4, 2));
+    assert_eq!((factors.exponents.len(), factors.mantissa_bits), (4, 3));
     (*factors, *scale, *zero_point) = (powers("0123"), 0.03125, ZeroPoint::Channels(vec![-9, 0, 7, 127]));
     lower(&mut model, &plan).unwrap();
     let constant = |name: &str| model.graph.constant(model.graph.value(name).unwrap()).unwrap();

@@ -48,7 +48,13 @@ fn affine(values: &[f32], bits: u8, signed: bool, symmetric: bool) -> (Codes, f3
     let site = SiteRef { block: None, site: Site::Input, part: None, weight: false, values: vec!["v".to_owned()], observe: None };
     let taps = recordings(std::slice::from_ref(&site), &config);
     let stats = calibrate(&Shows(values.to_vec()), &taps, &One, Digest::default(), 1, &()).unwrap();
-    let facts = ModelFacts { digest: String::new(), sites: vec![site], multiplied: [].into(), constants: [].into() };
+    let facts = ModelFacts {
+        digest: String::new(),
+        sites: vec![site],
+        multiplied: [].into(),
+        constants: [].into(),
+        before_gelu: [].into(),
+    };
     let plan = make_plan(&facts, &stats, &config, Target::Integer, 2).unwrap();
     let Scheme::Affine { codes, scale, zero_point } = plan.sites[0].scheme else { panic!("{:?}", plan.sites[0]) };
     (codes, scale, zero_point)

@@ -7,7 +7,7 @@ use vitq::calib::run::Named;
 use vitq::config::{self, Config};
 use vitq::pipeline::{self, DataOptions, Feed, Source};
 use vitq::quant::fake::FakeQuant;
-use vitq::quant::{QuantPlan, Scheme, Target};
+use vitq::quant::{QuantPlan, Scheme, SitePlan, Target};
 use vitq::runtime::tract::EngineOptions;
 use vitq::tune::cost::Cost;
 use vitq::tune::damage::Walk;
@@ -181,28 +181,22 @@ fn wider_codes_mean_the_same_more_finely() {
 
 #[test]
 fn widening_reaches_what_it_predicts() {
-    let b = Bench::int8(Target::Integer);
+    // On this small model the softmax, which has no other width, does nearly all of the damage: without it.
+    let yaml = "attn_layer: {kv_act: {float: true}, intSoft: {float: true}}";
+    let b = Bench::new(&config::load::parse("float.yaml", yaml).unwrap(), Target::Integer);
     let mut plan = b.plan.clone();
     let float = b.float();
     let reference = float.outputs(&float.float()).unwrap();
     let before = -10.0 * noise(&reference, &b.simulated(&plan)).log10();
     let damages = b.damages();
-    // Half of what could be widened away.
-    let sum = |all: bool| {
-        let kept = |d: &&Damage| all || d.site.ends_with("kv_act") || d.site.ends_with("intSoft");
-        damages.iter().filter(kept).map(|d| d.noise).sum::<f64>()
-    };
-    let goal = 0.5 * (sum(true) + sum(false));
+    let goal = damages.iter().map(|d| d.noise).sum::<f64>() * 10f64.powf(-0.2);
     let cost = Cost::of(&b.source.model.graph, &b.source.vit.sites);
     let widened = widen(&mut plan, &damages, 0.0, &cost, 16, Goal { noise: goal, cost: f64::INFINITY });
-    // Not all that could be: kv_act and intSoft of four blocks cannot.
-    assert!(!widened.is_empty() && widened.len() < damages.len() - 8, "{}", widened.len());
+    assert!(!widened.is_empty() && widened.len() < damages.len() / 2, "{}", widened.len());
     assert!(widened.windows(2).all(|pair| pair[0].share >= pair[1].share), "those that do most come first");
     let after = -10.0 * noise(&reference, &b.simulated(&plan)).log10();
-    let predicted = 10.0 * (sum(true) / goal).log10();
-    assert!(after > before + 0.4 * predicted, "{before} dB, then {after} dB for {predicted} more");
+    assert!(after > before + 0.8, "{before} dB, then {after} dB for 2 dB more");
     for site in plan.sites.iter().filter(|s| s.scheme.bits() == 16) {
-        assert!(!site.name.ends_with("kv_act") && !site.name.ends_with("intSoft"), "{}", site.name);
         assert!(site.search.as_ref().unwrap().starts_with("16 bits"), "{:?}", site.search);
     }
 }
@@ -221,6 +215,9 @@ fn widening_keeps_within_what_it_may_cost() {
         assert!(after as f64 <= before as f64 * times, "{times}: {before} {after}");
         // What no product multiplies costs nothing here.
         assert!(widened.iter().any(|w| w.site.ends_with("residual1")) && widened.len() > fewer, "{times}: {}", widened.len());
+        for site in plan.sites.iter().filter(|s| s.scheme.bits() == 16) {
+            assert!(!site.name.ends_with("kv_act") && !site.name.ends_with("intSoft"), "{}", site.name);
+        }
         fewer = widened.len();
     }
 }
@@ -258,4 +255,27 @@ fn float_is_given_where_it_helps_most_within_its_share() {
         let (lowered, report) = pipeline::lower(&b.source, &plan).unwrap();
         assert!(report.pairs > 0 && !lowered.graph.is_empty());
     }
+}
+
+#[test]
+fn levels_are_chosen_on_the_values_whatever_the_threads() {
+    let config = config::preset("w4a4").unwrap().unwrap();
+    let b = Bench::new(&config, Target::Integer);
+    let refit = |threads| {
+        let mut plan = b.plan.clone();
+        let (source, options, inputs) = (&b.source, &b.options, &b.inputs[..]);
+        pipeline::Levels { source, config: &config, options, inputs, threads, progress: &() }.run(&mut plan).unwrap();
+        plan
+    };
+    let plan = refit(1);
+    assert_eq!(plan, refit(2));
+    let levels = |s: &SitePlan| matches!(s.scheme, Scheme::Codebook { .. });
+    assert_eq!(plan.sites.iter().filter(|s| levels(s)).count(), b.plan.sites.iter().filter(|s| levels(s)).count());
+    assert!(plan.sites.iter().zip(&b.plan.sites).all(|(a, b)| levels(a) || a == b), "other sites stay as they are");
+    assert!(plan.sites.iter().zip(&b.plan.sites).any(|(a, b)| a != b));
+    // As far from the float model as before, on a model that has nothing to gain.
+    let float = b.float();
+    let reference = float.outputs(&float.float()).unwrap();
+    let [before, after] = [&b.plan, &plan].map(|p| noise(&reference, &float.outputs(&float.assignment(p)).unwrap()));
+    assert!(after < 1.5 * before, "{before} {after}");
 }

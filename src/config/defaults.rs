@@ -34,7 +34,7 @@ pub(super) fn built_in(site: &str) -> SiteConfig {
         "patch_embed" => {
             // Weights, and what only the sum with the positions reads.
             let (method, observer, calibration_mode) = (Method::Ptf, Observer::Omse, CalibrationMode::ChannelWise);
-            SiteConfig { calibration_mode, symmetric: true, observer, method, ptf_mantissa_bits: 2, ..activation }
+            SiteConfig { calibration_mode, symmetric: true, observer, method, ptf_mantissa_bits: 3, ..activation }
         }
         _ if WEIGHTS.contains(&site) => {
             SiteConfig { calibration_mode: CalibrationMode::ChannelWise, symmetric: true, ..activation }
@@ -43,7 +43,7 @@ pub(super) fn built_in(site: &str) -> SiteConfig {
         // LayerNorms read them, which take any factor.
         "residual1" | "residual2" | "embed" | "attn_proj_output" | "mlp_act2" => {
             let calibration_mode = CalibrationMode::ChannelWise;
-            SiteConfig { method: Method::Ptf, calibration_mode, ptf_mantissa_bits: 2, ..activation }
+            SiteConfig { method: Method::Ptf, calibration_mode, ptf_mantissa_bits: 3, ..activation }
         }
         // What is normalised of the stream, and the hidden unit of an MLP that writes such a channel: Linears read powers of two as
         // shifts.

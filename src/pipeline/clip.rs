@@ -22,7 +22,7 @@ use crate::vit::{Site, SiteRef};
 const MASSIVE: f64 = 6.0;
 /// Samples that a height is tried on.
 const TRIED_ON: usize = 16;
-/// Heights that are tried: the largest value halved so often.
+/// Heights that are tried: the largest value halved so often, and half an octave to either side of the best of these.
 const HALVINGS: i32 = 5;
 /// A clip must bring as many decibels.
 const WORTH: f64 = 0.1;
@@ -111,6 +111,17 @@ impl ClipSearch<'_> {
                 }
             }
             if let Some(at) = kept {
+                let mut at = at;
+                for factor in [std::f32::consts::SQRT_2, std::f32::consts::FRAC_1_SQRT_2] {
+                    let near = at * factor;
+                    let mut tried = heights.clone();
+                    tried.insert(value.clone(), near);
+                    let score = self.score(&tried, &reference)?;
+                    if score > best + WORTH {
+                        (best, at) = (score, near);
+                        break;
+                    }
+                }
                 heights.insert(value, at);
                 let (largest, usual) = (largest as f32, usual as f32);
                 clips.push(Clip { site: site.full_name(), at, largest, usual, gain_db: best - before });

@@ -10,10 +10,10 @@ use sha2::{Digest as _, Sha256};
 use super::{PipelineError, is_quantised};
 use crate::calib::Digest;
 use crate::canon::{self, CanonReport};
-use crate::ir::{Edit, Model, NodeKind, Stored, Tensor};
+use crate::ir::{Edit, Graph, Model, NodeKind, Stored, Tensor, Use, Value};
 use crate::onnx;
 use crate::quant::ModelFacts;
-use crate::vit::{self, Vit};
+use crate::vit::{self, SiteRef, Vit};
 
 /// A model in its canonical form, with what was recognised in it.
 #[derive(Debug)]
@@ -111,8 +111,17 @@ impl Source {
             sites: self.vit.sites.clone(),
             multiplied: self.vit.multiplied.clone(),
             constants: self.vit.sites.iter().filter(|s| s.weight).flat_map(|s| &s.values).filter_map(constant).collect(),
+            before_gelu: self.vit.sites.iter().filter(|s| before_gelu(graph, s)).map(SiteRef::full_name).collect(),
         }
     }
+}
+
+/// Whether nothing but GELU reads a site's values.
+fn before_gelu(graph: &Graph, site: &SiteRef) -> bool {
+    let values: Vec<Value> = site.values.iter().filter_map(|name| graph.value(name)).collect();
+    let carried = |u: &Use| values.contains(&Value { node: u.node, port: 0 });
+    let readers: Vec<Use> = values.iter().flat_map(|&v| graph.uses(v)).filter(|u| !carried(u)).collect();
+    !site.weight && !readers.is_empty() && readers.iter().all(|u| graph.is_op(u.node, "Gelu"))
 }
 
 /// SHA-256 over the model's encoded bytes; the contents of initialisers are hashed where they lie, after the rest, each behind

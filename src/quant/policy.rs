@@ -24,6 +24,8 @@ pub struct ModelFacts {
     pub multiplied: BTreeSet<String>,
     /// The constants that are sites, by name.
     pub constants: BTreeMap<String, Tensor>,
+    /// Full names of the sites that a GELU alone reads.
+    pub before_gelu: BTreeSet<String>,
 }
 
 /// Why no plan can be made.
@@ -85,6 +87,10 @@ pub fn recordings(sites: &[SiteRef], config: &Config) -> Vec<TapSpec> {
 const SHARED: f64 = 0.95;
 /// A hidden unit is much larger when its range is this many times the largest of the others'.
 const MASSIVE: f64 = 6.0;
+/// GELU of what lies below is within [`GELU_TAIL`] of 0.
+const GELU_FLOOR: f64 = -3.5;
+/// |GELU(−3.5)| is 0.0008.
+const GELU_TAIL: f64 = 1e-3;
 
 /// Decides every site, on so many threads: the plan does not depend on their number.
 ///
@@ -109,7 +115,7 @@ pub fn make_plan(
     let decide = |(): &mut (), i: usize| facts.sites.get(i).map(|site| decide(facts, stats, site, config, target)).transpose();
     for decided in parallel::try_map(facts.sites.len(), threads, || Ok(()), decide)?.into_iter().flatten() {
         match decided {
-            Decided::Codes(site) => plan.sites.push(site),
+            Decided::Codes(site) => plan.sites.push(*site),
             Decided::Float(site) => plan.float.push(site),
         }
     }
@@ -118,7 +124,7 @@ pub fn make_plan(
 
 /// What becomes of a site.
 enum Decided {
-    Codes(SitePlan),
+    Codes(Box<SitePlan>),
     Float(FloatSite),
 }
 
@@ -133,7 +139,7 @@ fn decide(facts: &ModelFacts, stats: &Stats, site: &SiteRef, config: &Config, ta
         return Ok(Decided::Float(FloatSite { name: site.full_name(), site: site.site, reason: reason.to_owned() }));
     }
     let planned = if site.weight { weight(facts, site, &cfg) } else { activation(facts, stats, site, config, &cfg, target) };
-    planned.map(Decided::Codes)
+    planned.map(|site| Decided::Codes(Box::new(site)))
 }
 
 fn weight(facts: &ModelFacts, site: &SiteRef, cfg: &SiteConfig) -> Result<SitePlan, PolicyError> {
@@ -217,6 +223,11 @@ fn activation(
             // What a mask hides must lie below all that it leaves: e^-12 of the largest probability is none of 8 bits.
             const HIDDEN: f64 = 12.0;
             range.lo = range.lo.min(f64::from(lo)) - HIDDEN;
+        }
+        // Where that is less than a quarter of a step of what GELU puts out, which reaches as far, codes below are wasted.
+        let step = range.hi / f64::from((1u32 << codes.bits) - 1);
+        if facts.before_gelu.contains(&name) && step >= 4.0 * GELU_TAIL {
+            range.lo = range.lo.max(GELU_FLOOR);
         }
         let symmetric = cfg.symmetric && !of_weights;
         affine_scheme(range, codes, symmetric)
