@@ -56,6 +56,11 @@ pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
             "the configuration asks for weight_rounding or bias_correction, which need the samples: this plan rounds weights to nearest; `vitq compile --save-plan` makes one that does as asked",
         );
     }
+    if pipeline::has_codebooks(&plan) {
+        terminal.warning(
+            "the levels of codebooks are chosen by the statistics, which treat all tokens alike: `vitq compile --save-plan` chooses them on the samples, by what the outputs depend on",
+        );
+    }
     pipeline::unknown_names(&source, &config).iter().chain(&missing).for_each(|n| terminal.warning(n));
     pipeline::write_plan(&plan, &args.output)?;
     let sites: usize = quantised(&plan).iter().map(|q| q.sites).sum();
