@@ -53,7 +53,7 @@ fn plan(source: &Source, config: &Config, inputs: &[Named]) -> QuantPlan {
 
 fn adjust(source: &Source, config: &Config, inputs: &[Named], plan: &QuantPlan, threads: usize) -> Adjusted {
     let options = EngineOptions::default();
-    Adjust { source, config, options: &options, inputs, threads, progress: &() }.run(plan).unwrap()
+    Adjust { source, config, options: &options, inputs, threads, progress: &|_| Box::new(()) }.run(plan).unwrap()
 }
 
 /// Noise over signal at the outputs, of plan and constants against the float model.

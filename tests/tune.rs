@@ -264,7 +264,8 @@ fn levels_are_chosen_on_the_values_whatever_the_threads() {
     let refit = |threads| {
         let mut plan = b.plan.clone();
         let (source, options, inputs) = (&b.source, &b.options, &b.inputs[..]);
-        pipeline::Levels { source, config: &config, options, inputs, threads, progress: &() }.run(&mut plan).unwrap();
+        let progress = &|_: &'static str| Box::new(()) as Box<dyn vitq::calib::Progress>;
+        pipeline::Adjust { source, config: &config, options, inputs, threads, progress }.choose_levels(&mut plan).unwrap();
         plan
     };
     let plan = refit(1);

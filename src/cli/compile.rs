@@ -156,7 +156,7 @@ fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, Cli
     let plan = pipeline::plan(&source, &stats, &config, target, args.threads.count())?;
     clock.end("plan");
     let (mut notes, mut constants) = (Vec::new(), BTreeMap::new());
-    let found = if args.effort.searches() {
+    let mut found = if args.effort.searches() {
         let search = pipeline::Search {
             source: &source,
             config: &config,
@@ -173,8 +173,7 @@ fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, Cli
     } else {
         Found::unsearched(stats, plan)
     };
-    let mut found = found;
-    let adjusted = adjust(args, terminal, &source, &config, &feed, &samples, &mut found.plan)?;
+    let adjusted = adjust(args, terminal, &source, &config, &feed, &samples, &found.plan)?;
     let source = match adjusted {
         Some(a) => {
             clock.end("adjust");
@@ -207,7 +206,7 @@ fn adjust(
     config: &Config,
     feed: &Feed,
     samples: &Samples,
-    plan: &mut QuantPlan,
+    plan: &QuantPlan,
 ) -> Result<Option<pipeline::Adjusted>, CliError> {
     /// Samples that second moments are taken of.
     const MOMENTS_OF: usize = 64;
@@ -215,15 +214,15 @@ fn adjust(
         return Ok(None);
     }
     let inputs = pipeline::first_samples(samples, MOMENTS_OF)?;
-    let options = &feed.engine_options();
-    if pipeline::has_codebooks(plan) {
-        let progress = &Bar::new(terminal, "choosing levels");
-        let levels = pipeline::Levels { source, config, options, inputs: &inputs, threads: args.threads.count(), progress };
-        levels.run(plan)?;
-    }
-    let progress = &Bar::new(terminal, "rounding weights");
-    let threads = args.threads.count();
-    Ok(Some(pipeline::Adjust { source, config, options, inputs: &inputs, threads, progress }.run(plan)?))
+    let adjust = pipeline::Adjust {
+        source,
+        config,
+        options: &feed.engine_options(),
+        inputs: &inputs,
+        threads: args.threads.count(),
+        progress: &|what| Box::new(Bar::new(terminal, what)),
+    };
+    Ok(Some(adjust.run(plan)?))
 }
 
 /// The emitted model in the executor against the float model's kept outputs, on the first calibration samples.

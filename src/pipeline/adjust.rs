@@ -1,4 +1,5 @@
-//! Weights and biases chosen by what they compute, in closed form: error-compensated rounding and bias correction.
+//! What is chosen in closed form by what it computes: the levels of codebooks, then error-compensated rounding of weights and the
+//! correction of biases.
 //!
 //! The model runs with the codes of every activation, and block by block the moments of what the Linears read are taken. Weights
 //! before a Linear are in float meanwhile: on DeiT-Tiny with 4-bit weights, rounding those of each block, or of each Linear, before
@@ -7,6 +8,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::levels::has_codebooks;
 use super::{MEASURED_ON, PipelineError, Source};
 use crate::calib::Progress;
 use crate::calib::run::Named;
@@ -27,7 +29,7 @@ use crate::tune::rows;
 pub struct Adjust<'a> {
     /// The model.
     pub source: &'a Source,
-    /// Which weights are adjusted, and how.
+    /// How sites are quantised: which weights are adjusted, and how.
     pub config: &'a Config,
     /// How models are made concrete.
     pub options: &'a EngineOptions,
@@ -35,8 +37,8 @@ pub struct Adjust<'a> {
     pub inputs: &'a [Named],
     /// Workers; the result does not depend on them.
     pub threads: usize,
-    /// Is told how many groups of Linears are done.
-    pub progress: &'a dyn Progress,
+    /// Is told how far each of its steps is.
+    pub progress: &'a dyn Fn(&'static str) -> Box<dyn Progress>,
 }
 
 /// A plan with other scales of weights, and the constants that it is now of.
@@ -78,27 +80,36 @@ impl Job {
 }
 
 impl Adjust<'_> {
-    /// Adjusts a plan's weights and their biases.
+    /// Chooses a plan's codebooks again, and adjusts its weights and their biases.
     ///
     /// # Errors
     /// When the executor cannot run the model, or the plan does not fit it.
     pub fn run(&self, plan: &QuantPlan) -> Result<Adjusted, PipelineError> {
-        let mut out = Adjusted { plan: plan.clone(), constants: BTreeMap::new(), notes: Vec::new() };
-        let (mut jobs, inputs) = self.jobs(plan, &mut out.notes);
+        let mut plan = plan.clone();
+        if has_codebooks(&plan) {
+            self.choose_levels(&mut plan)?;
+        }
+        self.adjust_weights(plan)
+    }
+
+    fn adjust_weights(&self, plan: QuantPlan) -> Result<Adjusted, PipelineError> {
+        let mut out = Adjusted { plan, constants: BTreeMap::new(), notes: Vec::new() };
+        let (mut jobs, inputs) = self.jobs(&out.plan, &mut out.notes);
         if jobs.is_empty() {
             return Ok(out);
         }
         // The Linears that are adjusted keep their weights: what is taken is the codes' effect on their inputs.
         let graph = &self.source.model.graph;
-        let mut others = fake_constants(plan, |name| graph.constant(graph.value(name)?)).map_err(|e| self.misfit(e))?;
+        let mut others = fake_constants(&out.plan, |name| graph.constant(graph.value(name)?)).map_err(|e| self.misfit(e))?;
         jobs.iter().for_each(|j| drop(others.remove(&j.linear.weights)));
         let others = self.source.with_constants(others)?;
         let objective = self.objective(&others, &inputs, self.inputs)?;
-        let codes = objective.assignment(plan);
+        let codes = objective.assignment(&out.plan);
         // In the order of the data flow, one block at a time: the moments of all of them would take much memory.
         jobs.sort_by_key(|j| objective.place(j.watched).1);
         let groups: Vec<&[Job]> = jobs.chunk_by(|a, b| a.linear.block == b.linear.block && a.linear.block.is_some()).collect();
-        let dependences = self.dependences(&others, &inputs, plan)?;
+        let dependences = self.dependences(&others, &inputs, &out.plan)?;
+        let bar = (self.progress)("rounding weights");
         let mut prefix = self.ran(objective.prefix(&codes, 0))?;
         for (done, group) in groups.iter().enumerate() {
             let cut = group.iter().map(|j| objective.place(j.watched).0).min().unwrap_or(0);
@@ -111,7 +122,7 @@ impl Adjust<'_> {
                     self.adjust(job, seen, &mut out)?;
                 }
             }
-            self.progress.tick(done + 1, groups.len());
+            bar.tick(done + 1, groups.len());
         }
         Ok(out)
     }
@@ -166,12 +177,12 @@ impl Adjust<'_> {
         Ok(found)
     }
 
-    fn objective(&self, source: &Source, watched: &[String], inputs: &[Named]) -> Result<Objective, PipelineError> {
+    pub(super) fn objective(&self, source: &Source, watched: &[String], inputs: &[Named]) -> Result<Objective, PipelineError> {
         let Adjust { options, threads, .. } = *self;
         self.ran(Objective::watching(&source.model, &source.vit.sites, watched, inputs.to_vec(), options, threads))
     }
 
-    fn ran<T>(&self, result: Result<T, EngineError>) -> Result<T, PipelineError> {
+    pub(super) fn ran<T>(&self, result: Result<T, EngineError>) -> Result<T, PipelineError> {
         result.map_err(|source| PipelineError::Engine { path: self.source.path.clone(), source })
     }
 

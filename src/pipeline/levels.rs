@@ -2,32 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::{MEASURED_ON, PipelineError, Source};
-use crate::calib::Progress;
-use crate::calib::run::Named;
-use crate::config::Config;
+use super::{Adjust, MEASURED_ON, PipelineError};
 use crate::quant::{QuantPlan, Scheme};
-use crate::runtime::tract::{EngineError, EngineOptions};
 use crate::tune::levels::{Refit, Seen};
-use crate::tune::objective::Objective;
 use crate::tune::rows;
 use crate::vit::Site;
-
-/// What choosing the levels of a plan's codebooks again needs.
-pub struct Levels<'a> {
-    /// The model, its weights in float.
-    pub source: &'a Source,
-    /// How sites are quantised.
-    pub config: &'a Config,
-    /// How models are made concrete.
-    pub options: &'a EngineOptions,
-    /// Calibration samples.
-    pub inputs: &'a [Named],
-    /// Workers; the result does not depend on them.
-    pub threads: usize,
-    /// Is told how many codebooks are done.
-    pub progress: &'a dyn Progress,
-}
 
 /// A site with a codebook.
 struct Job {
@@ -40,15 +19,17 @@ pub fn has_codebooks(plan: &QuantPlan) -> bool {
     plan.sites.iter().any(|s| matches!(s.scheme, Scheme::Codebook { .. }))
 }
 
-impl Levels<'_> {
+impl Adjust<'_> {
     /// Chooses all codebooks of a plan again, in the order of the data flow.
     ///
     /// # Errors
     /// When the executor cannot run the model.
-    pub fn run(&self, plan: &mut QuantPlan) -> Result<(), PipelineError> {
-        let (jobs, watched) = self.jobs(plan);
+    pub fn choose_levels(&self, plan: &mut QuantPlan) -> Result<(), PipelineError> {
+        let bar = (self.progress)("choosing levels");
+        let (jobs, watched) = self.codebooks(plan);
         let (first, all) = (self.inputs.get(..MEASURED_ON).unwrap_or(self.inputs), self.inputs);
-        let (few, many) = (self.objective(&watched, first)?, self.objective(&watched, all)?);
+        let objective = |inputs| self.objective(self.source, &watched, inputs);
+        let (few, many) = (objective(first)?, objective(all)?);
         let (float, mut codes) = (few.float(), many.assignment(plan));
         let undisturbed = self.ran(few.outputs(&float))?;
         let (mut float_prefix, mut prefix) = (self.ran(few.prefix(&float, 0))?, self.ran(many.prefix(&codes, 0))?);
@@ -73,13 +54,13 @@ impl Levels<'_> {
                 site.scheme = refit.run(&site.scheme, &seen).unwrap_or_else(|| site.scheme.clone());
                 many.set(&mut codes, &job.site, Some(&site.scheme));
             }
-            self.progress.tick(done + 1, jobs.len());
+            bar.tick(done + 1, jobs.len());
         }
         Ok(())
     }
 
     /// The sites, and the values that are watched for them: the first of each, whose rows are tokens.
-    fn jobs(&self, plan: &QuantPlan) -> (Vec<Job>, Vec<String>) {
+    fn codebooks(&self, plan: &QuantPlan) -> (Vec<Job>, Vec<String>) {
         let sites = plan.sites.iter().filter(|s| matches!(s.scheme, Scheme::Codebook { .. }));
         let job = |s: &crate::quant::SitePlan| {
             let config = self.config.resolve(s.site.block, s.site.site.name());
@@ -89,14 +70,5 @@ impl Levels<'_> {
             Some((Job { site: s.name.clone(), refit }, s.site.values.first()?.clone()))
         };
         sites.filter_map(job).unzip()
-    }
-
-    fn objective(&self, watched: &[String], inputs: &[Named]) -> Result<Objective, PipelineError> {
-        let Levels { options, threads, source, .. } = *self;
-        self.ran(Objective::watching(&source.model, &source.vit.sites, watched, inputs.to_vec(), options, threads))
-    }
-
-    fn ran<T>(&self, result: Result<T, EngineError>) -> Result<T, PipelineError> {
-        result.map_err(|source| PipelineError::Engine { path: self.source.path.clone(), source })
     }
 }
