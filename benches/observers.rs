@@ -9,11 +9,12 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use ndarray::ArrayD;
 use std::hint::black_box;
 use vitq::calib::channels::{Channels, Layout};
+use vitq::calib::extremes::finite_range;
 use vitq::calib::observer::{Grid, Observer, RangeQuery};
 use vitq::calib::ptf::{PtfOptions, from_stats};
 use vitq::calib::run::{Failure, Named, OnValue};
 use vitq::calib::scratch::Scratch;
-use vitq::calib::sketch::{Sketch, finite_range};
+use vitq::calib::sketch::Sketch;
 use vitq::calib::stats::{Digest, Recording, ValueStats};
 use vitq::calib::{Forward, ForwardSession, SampleSource, TapSpec, calibrate, kl, minmax, omse, percentile};
 

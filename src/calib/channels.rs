@@ -160,7 +160,7 @@ impl Channels {
             for block in data.chunks_exact(layout.channels * layout.inner) {
                 for ((run, lo), hi) in block.chunks_exact(layout.inner).zip(&mut self.lo).zip(&mut self.hi) {
                     // Finite by contract; should it not be, the ranges stay as they are.
-                    let (run_lo, run_hi) = super::sketch::finite_range(run).unwrap_or((*lo, *hi));
+                    let (run_lo, run_hi) = super::extremes::finite_range(run).unwrap_or((*lo, *hi));
                     *lo = lo.min(run_lo);
                     *hi = hi.max(run_hi);
                 }

@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 
 /// The newest format that this version reads, and the one it writes.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 const MAGIC: &[u8; 8] = b"vitqstat";
 const HEADER: usize = 8 + 4 + 32;
 const CHECKSUM: usize = 32;
@@ -47,7 +47,8 @@ struct SketchWire {
     zero: u64,
     /// Ascending keys, packed counts.
     pages: Vec<(i16, Vec<u8>)>,
-    /// The elements of the sparse outer bins, which follow from the counts: of each its lower bits, the upper ones being the bin.
+    /// The elements of the sparse outer bins, where they are kept, in the order of the bins: of each its lower bits, the upper ones being
+    /// the bin.
     sparse: Vec<u8>,
 }
 
@@ -159,7 +160,7 @@ fn value_out(value: &ValueStats) -> ValueWire {
         sketch: value.sketch.as_ref().map(|sketch| SketchWire {
             zero: sketch.zero,
             pages: sketch.pages.iter().map(|(&key, counts)| (key, pack(counts.iter().copied()))).collect(),
-            sparse: sketch.sparse.bits.iter().flat_map(|&bits| (bits as u16).to_le_bytes()).collect(),
+            sparse: sketch.sparse.iter().flat_map(|s| &s.bits).flat_map(|&bits| (bits as u16).to_le_bytes()).collect(),
         }),
         channels: value.channels.as_ref().map(|channels| ChannelsWire {
             count: channels.count,
@@ -198,7 +199,7 @@ fn value_in(wire: ValueWire, indices: &[u64]) -> Result<ValueStats, String> {
         return Err("does not hold what its recording says".into());
     }
     let range = value.range();
-    value.sketch = wire.sketch.map(|sketch| sketch_in(&sketch, range)).transpose()?;
+    value.sketch = wire.sketch.map(|sketch| sketch_in(&sketch, value.recording.outliers, range)).transpose()?;
     value.channels = wire.channels.map(|channels| channels_in(channels, value.recording.channel_sketches, range)).transpose()?;
     Ok(value)
 }
@@ -212,16 +213,16 @@ fn exponent(lo: f32, hi: f32) -> u32 {
     lo.abs().max(hi.abs()).to_bits() >> 23
 }
 
-fn sketch_in(wire: &SketchWire, range: Option<(f32, f32)>) -> Result<Sketch, String> {
+fn sketch_in(wire: &SketchWire, outliers: bool, range: Option<(f32, f32)>) -> Result<Sketch, String> {
     let damaged = || "has an impossible histogram".to_owned();
     let Some((min, max)) = range else {
         return if wire.zero == 0 && wire.pages.is_empty() && wire.sparse.is_empty() {
-            Ok(Sketch::default())
+            Ok(Sketch::new(outliers))
         } else {
             Err(damaged())
         };
     };
-    let mut sketch = Sketch { count: wire.zero, zero: wire.zero, min, max, ..Sketch::default() };
+    let mut sketch = Sketch { count: wire.zero, zero: wire.zero, min, max, ..Sketch::new(outliers) };
     let mut last = None;
     for (key, packed) in &wire.pages {
         let (negative, page_exponent) = split_key(*key);
@@ -247,7 +248,11 @@ fn sketch_in(wire: &SketchWire, range: Option<(f32, f32)>) -> Result<Sketch, Str
     if sketch.count == 0 || sketch.count >= COUNT_LIMIT {
         return Err(damaged());
     }
-    sketch.sparse = sparse_in(&sketch, &wire.sparse).ok_or_else(damaged)?;
+    if outliers {
+        sketch.sparse = Some(sparse_in(&sketch, &wire.sparse).ok_or_else(damaged)?);
+    } else if !wire.sparse.is_empty() {
+        return Err(damaged());
+    }
     Ok(sketch)
 }
 

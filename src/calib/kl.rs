@@ -63,6 +63,12 @@ impl Observer for Kl {
         if query.target == Target::Tensor
             && let Some(sketch) = values.sketch()
         {
+            if !values.recording().outliers {
+                return Err(Error::Observer {
+                    observer: self.name(),
+                    reason: "the statistics hold none of this value's outliers; calibrate again with this configuration".into(),
+                });
+            }
             histogram = sketch.finest_histogram();
         }
         Ok(range(&histogram, usize::from(self.bins), query.grid))
@@ -289,6 +295,20 @@ mod tests {
     use super::*;
     use crate::calib::sketch::Sketch;
     use proptest::prelude::*;
+
+    #[test]
+    fn outliers_have_to_be_recorded() {
+        use crate::calib::stats::Recording;
+        let data: Vec<f32> = (0..999).map(|i| (i as f32 * 0.1).sin()).collect();
+        let seen = |outliers| {
+            let recording = Recording { outliers, ..Recording::default() };
+            ValueStats::from_samples(recording, [(&[data.len()][..], &data[..])]).unwrap()
+        };
+        let (kl, query) = (Kl::new(512).unwrap(), RangeQuery::tensor(Grid::affine(8).unwrap()));
+        assert!(kl.range(&seen(true), &query).is_ok());
+        let refused = kl.range(&seen(false), &query).unwrap_err().to_string();
+        assert!(refused.contains("outliers; calibrate again"), "{refused}");
+    }
 
     /// Migacz's slide, word for word: copies, groups, expansions, no running sums. Returns the divergence of each reach.
     fn textbook(counts: &[f64], zero: usize, codes: usize) -> Vec<f64> {

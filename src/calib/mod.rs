@@ -12,6 +12,7 @@
 //! | --- | --- |
 //! | [`sketch`] | the histogram whose bins are the float's own leading bits, one a tensor |
 //! | [`scratch`] | the table in which a worker counts one tensor |
+//! | [`extremes`] | the exact extremes of a slice |
 //! | `sparse` | the elements of its sparse outer bins, exactly |
 //! | `own` | one sample's own quantiles |
 //! | [`channels`] | exact ranges and compact sketches, one a channel |
@@ -35,6 +36,7 @@ pub mod codebook;
 pub mod codec;
 pub mod distortion;
 pub mod error;
+pub mod extremes;
 pub mod histogram;
 pub mod kl;
 pub mod minmax;

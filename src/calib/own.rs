@@ -77,8 +77,9 @@ fn inside(page: &Page, negative: bool, (mut below, n): (u64, u64), (lo, hi): (f6
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
     use super::*;
+    use crate::calib::extremes::finite_range;
     use crate::calib::scratch::Scratch;
-    use crate::calib::sketch::{Sketch, finite_range};
+    use crate::calib::sketch::Sketch;
     use proptest::prelude::*;
 
     fn any_f32() -> impl Strategy<Value = f32> {

@@ -25,7 +25,7 @@
 
 use crate::calib::distortion::{Quantizer, Spans, round_half_even};
 use crate::calib::error::Error;
-use crate::calib::histogram::Histogram;
+use crate::calib::histogram::{Bin, Histogram};
 use crate::calib::observer::{Range, Target, extremes};
 use crate::calib::stats::ValueStats;
 
@@ -101,7 +101,7 @@ pub struct PtfFit {
     pub squared_error: f64,
 }
 
-/// Fits a value with recorded channel sketches. `range` replaces the tensor's exact range (a clip chosen downstream, say); `weights` as in [`fit`].
+/// Fits a value with recorded channel sketches; where channels share a range their own ranges do. `range` replaces the tensor's exact range (a clip chosen downstream, say); `weights` as in [`fit`].
 ///
 /// # Errors
 /// Options out of range, or no channel sketches in the statistics.
@@ -115,7 +115,13 @@ pub fn from_stats(values: &ValueStats, range: Option<Range>, weights: &[f64], op
         reason: "the statistics hold no channel histograms of this value; calibrate again with them".into(),
     };
     let channels = values.channels().ok_or_else(missing)?;
-    let histograms: Option<Vec<Histogram>> = (0..channels.len()).map(|c| channels.histogram(c)).collect();
+    // A range that is shared is not chosen by what single channels hold inside it, so their ranges are enough.
+    let evenly = |(lo, hi): (f32, f32)| {
+        let (lo, hi) = (f64::from(lo), f64::from(hi));
+        Histogram::new(vec![Bin { lo, hi, count: channels.count() }], lo, hi)
+    };
+    let of_channel = |c| if options.shared > 0.0 { channels.range(c).map(evenly) } else { channels.histogram(c) };
+    let histograms: Option<Vec<Histogram>> = (0..channels.len()).map(of_channel).collect();
     fit(&histograms.ok_or_else(missing)?, range, weights, options)
 }
 

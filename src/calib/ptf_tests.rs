@@ -263,3 +263,24 @@ fn degenerate_inputs() {
     assert_eq!(fitted.ptf.zero_points[1], 0);
     assert!(fitted.ptf.exponents[1] > fitted.ptf.exponents[0]);
 }
+
+/// Ninety-nine channels within ±1 and one that reaches 40, so needs 2^5 to 2^6 times their scale, or half of that if a clip serves the others.
+#[test]
+fn a_shared_range_is_known_without_histograms() {
+    let (rows, channels) = (50, 100);
+    let value = |i: usize| ((i * 7919) % 1009) as f32 / 504.0 - 1.0;
+    let data: Vec<f32> = (0..rows * channels).map(|i| value(i) * if i % channels == 3 { 40.0 } else { 1.0 }).collect();
+    let seen = |sketches| {
+        let recording = crate::calib::stats::Recording::with_channels(1, sketches);
+        ValueStats::from_samples(recording, [(&[rows, channels][..], &data[..])]).unwrap()
+    };
+    let options = PtfOptions { bits: 8, max_exponent: 7, mantissa_bits: 0, search: true, own_zero_points: false, shared: 0.95 };
+    let fit = from_stats(&seen(false), None, &[], options).unwrap();
+    assert_eq!(fit, from_stats(&seen(true), None, &[], options).unwrap());
+    let (usual, far) = (fit.ptf.exponents[0], fit.ptf.exponents[3]);
+    assert!(fit.ptf.exponents.iter().enumerate().all(|(c, &e)| c == 3 || e == usual), "{:?}", fit.ptf.exponents);
+    assert!((4..=6).contains(&(far - usual)), "{usual} {far}");
+    // Without a shared range the channels' histograms decide.
+    let own = PtfOptions { shared: 0.0, ..options };
+    assert!(from_stats(&seen(false), None, &[], own).is_err());
+}

@@ -7,8 +7,9 @@
 //!
 //! A bin spans `[x, x·(1 + 2^-7))` at most, so a bin's centre is within a relative `2^-8` (0.39 %) of every value in it, and any order statistic
 //! taken inside the right bin is within one bin width, `2^-7` (0.78 %). `min`, `max` and all ranks of bins are exact. Subnormal values
-//! (below 1.2e-38) count as zero. Where an outer bin holds few elements, they are known exactly (`sparse`).
+//! (below 1.2e-38) count as zero. Where an outer bin holds few elements, they can be kept exactly (`sparse`).
 
+use crate::calib::extremes::{NonFinite, finite_range};
 use crate::calib::histogram::{Bin, Histogram};
 use crate::calib::scratch::Scratch;
 use crate::calib::sparse::{FEW, Fates, Sparse, within};
@@ -28,70 +29,6 @@ pub(crate) const MAX_EXPONENT: u16 = 254;
 #[inline(always)]
 pub(crate) fn slot(bits: u32) -> u16 {
     (bits >> SHIFT) as u16
-}
-
-/// Non-finite elements found where finite ones were expected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NonFinite {
-    /// NaN elements.
-    pub nan: u64,
-    /// Elements that are positive or negative infinity.
-    pub infinite: u64,
-}
-
-impl NonFinite {
-    /// Counts the non-finite elements of `data`.
-    #[must_use]
-    pub fn in_slice(data: &[f32]) -> Self {
-        let mut found = Self { nan: 0, infinite: 0 };
-        for x in data {
-            found.nan += u64::from(x.is_nan());
-            found.infinite += u64::from(x.is_infinite());
-        }
-        found
-    }
-}
-
-/// The exact extremes of a slice, at about memory speed. `-0.0` counts as `0.0`, so that the result does not depend on the order.
-///
-/// An empty slice gives `(inf, -inf)`.
-///
-/// # Errors
-/// The slice holds NaN or infinity.
-pub fn finite_range(data: &[f32]) -> Result<(f32, f32), NonFinite> {
-    widest(
-        #[inline(always)]
-        || finite_range_in_lanes(data),
-    )
-}
-
-#[inline(always)]
-fn finite_range_in_lanes(data: &[f32]) -> Result<(f32, f32), NonFinite> {
-    const LANES: usize = 32;
-    let mut lo = [f32::INFINITY; LANES];
-    let mut hi = [f32::NEG_INFINITY; LANES];
-    // x·0 is ±0 for a finite x and NaN otherwise: one multiply-add sees both NaN and infinity.
-    let mut poison = [0.0f32; LANES];
-    let chunks = data.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (((&x, lo), hi), poison) in chunk.iter().zip(&mut lo).zip(&mut hi).zip(&mut poison) {
-            *lo = if x < *lo { x } else { *lo };
-            *hi = if x > *hi { x } else { *hi };
-            *poison += x * 0.0;
-        }
-    }
-    for (((&x, lo), hi), poison) in rest.iter().zip(&mut lo).zip(&mut hi).zip(&mut poison) {
-        *lo = if x < *lo { x } else { *lo };
-        *hi = if x > *hi { x } else { *hi };
-        *poison += x * 0.0;
-    }
-    if poison.iter().any(|p| p.is_nan()) {
-        return Err(NonFinite::in_slice(data));
-    }
-    let lo = lo.into_iter().fold(f32::INFINITY, f32::min);
-    let hi = hi.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    Ok((lo + 0.0, hi + 0.0))
 }
 
 /// A page's first bin.
@@ -125,16 +62,24 @@ pub struct Sketch {
     pub(crate) min: f32,
     pub(crate) max: f32,
     pub(crate) pages: BTreeMap<PageKey, Box<[u64; PAGE]>>,
-    pub(crate) sparse: Sparse,
+    /// `None` if not kept.
+    pub(crate) sparse: Option<Sparse>,
 }
 
 impl Default for Sketch {
     fn default() -> Self {
-        Self { count: 0, zero: 0, min: f32::INFINITY, max: f32::NEG_INFINITY, pages: BTreeMap::new(), sparse: Sparse::default() }
+        Self::new(true)
     }
 }
 
 impl Sketch {
+    /// No data yet. `outliers` says whether the elements of sparse outer bins are kept.
+    #[must_use]
+    pub fn new(outliers: bool) -> Self {
+        let sparse = outliers.then(Sparse::default);
+        Self { count: 0, zero: 0, min: f32::INFINITY, max: f32::NEG_INFINITY, pages: BTreeMap::new(), sparse }
+    }
+
     /// The sketch of one slice, weights for example.
     ///
     /// # Errors
@@ -150,20 +95,15 @@ impl Sketch {
     /// # Errors
     /// The slice holds NaN or infinity.
     pub fn extend(&mut self, data: &[f32], scratch: &mut Scratch) -> Result<(), NonFinite> {
-        let (lo, hi) = finite_range(data)?;
-        self.extend_known(data, (lo, hi), scratch);
-        Ok(())
-    }
-
-    /// Adds finite elements whose exact extremes the caller already has.
-    pub(crate) fn extend_known(&mut self, data: &[f32], range: (f32, f32), scratch: &mut Scratch) {
+        let range = finite_range(data)?;
         for part in data.chunks(Scratch::LIMIT) {
             scratch.tally(part, range);
             self.absorb(range, part, scratch);
         }
+        Ok(())
     }
 
-    /// Takes over what a scratch table has counted of `data`, elements within `range`.
+    /// Takes over what a scratch table knows of `data`, elements within `range`.
     pub(crate) fn absorb(&mut self, range: (f32, f32), data: &[f32], scratch: &mut Scratch) {
         widest(
             #[inline(always)]
@@ -180,8 +120,11 @@ impl Sketch {
         self.count += counted.count;
         self.zero += counted.zero;
         let top = self.top();
-        if top > old_top {
-            self.sparse.retain(|slot| within(exponent_of(slot), top));
+        let mut sparse = self.sparse.take();
+        if top > old_top
+            && let Some(sparse) = &mut sparse
+        {
+            sparse.retain(|slot| within(exponent_of(slot), top));
         }
         let mut fates = Fates::default();
         for (negative, pages) in [(true, &counted.negative), (false, &counted.positive)] {
@@ -190,12 +133,15 @@ impl Sketch {
                 for (sum, &count) in page.iter_mut().zip(&new.counts) {
                     *sum += u64::from(count);
                 }
-                if within(new.exponent, top) {
+                if sparse.is_some() && within(new.exponent, top) {
                     fates.note(page_slot(negative, new.exponent), page, &new.counts, scratch);
                 }
             }
         }
-        self.sparse.apply(&fates, data, scratch);
+        if let Some(sparse) = &mut sparse {
+            sparse.apply(&fates, data, scratch);
+        }
+        self.sparse = sparse;
         counted.clear(); // its buffers serve again
         scratch.counted = counted;
     }
@@ -237,9 +183,13 @@ impl Sketch {
                 *sum += count;
             }
         }
-        self.sparse.merge(&other.sparse);
-        let few: BTreeSet<u16> = self.sparse_bins().into_iter().map(|(slot, _)| slot).collect();
-        self.sparse.retain(|slot| few.contains(&slot));
+        // What one of them has not kept, the sum cannot have.
+        self.sparse = self.sparse.take().zip(other.sparse.as_ref()).map(|(mut sparse, more)| {
+            sparse.merge(more);
+            let few: BTreeSet<u16> = self.sparse_bins().into_iter().map(|(slot, _)| slot).collect();
+            sparse.retain(|slot| few.contains(&slot));
+            sparse
+        });
     }
 
     /// Elements seen.
@@ -285,7 +235,8 @@ impl Sketch {
             let start = bins.len();
             for (j, counts) in counts.chunks(group).enumerate() {
                 let count: u64 = counts.iter().sum();
-                let known = if points { self.sparse.of(page_slot(negative, exponent) + j as u16) } else { &[] };
+                let sparse = self.sparse.as_ref().filter(|_| points);
+                let known = sparse.map_or(&[][..], |sparse| sparse.of(page_slot(negative, exponent) + j as u16));
                 if !known.is_empty() {
                     bins.extend(known.iter().map(|&bits| Bin::point(f64::from(f32::from_bits(bits)), 1)));
                 } else if count > 0 {

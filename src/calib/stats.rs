@@ -2,10 +2,11 @@
 
 use crate::calib::channels::{Channels, Layout};
 use crate::calib::error::Error;
+use crate::calib::extremes::{NonFinite, finite_range};
 use crate::calib::own;
 use crate::calib::run::TapSpec;
 use crate::calib::scratch::Scratch;
-use crate::calib::sketch::{NonFinite, Sketch, finite_range};
+use crate::calib::sketch::Sketch;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,6 +32,8 @@ impl fmt::Debug for Digest {
 pub struct Recording {
     /// Whether the tensor sketch is kept. Without it only [`minmax`](crate::calib::minmax) works, at a third of the cost.
     pub sketch: bool,
+    /// Whether the sketch keeps the elements of its sparse outer bins, which [`kl`](crate::calib::kl) needs.
+    pub outliers: bool,
     /// The channel axis counted from the end (1 is the last): per-channel extremes are kept. `None`: no channels.
     pub channel_axis: Option<u8>,
     /// Whether each channel has a compact sketch too: PTF and channel-wise observers other than min/max.
@@ -42,7 +45,7 @@ pub struct Recording {
 
 impl Default for Recording {
     fn default() -> Self {
-        Self { sketch: true, channel_axis: None, channel_sketches: false, percentiles: Vec::new() }
+        Self { sketch: true, outliers: true, channel_axis: None, channel_sketches: false, percentiles: Vec::new() }
     }
 }
 
@@ -141,7 +144,13 @@ impl ValueStats {
     /// Nothing seen yet.
     #[must_use]
     pub fn new(recording: Recording) -> Self {
-        Self { sketch: recording.sketch.then(Sketch::default), recording, shape: None, channels: None, samples: Vec::new() }
+        Self {
+            sketch: recording.sketch.then(|| Sketch::new(recording.outliers)),
+            recording,
+            shape: None,
+            channels: None,
+            samples: Vec::new(),
+        }
     }
 
     /// Statistics of tensors at hand, one a sample: `(shape, elements)`. For tests, tools and constants; models go through

@@ -224,7 +224,7 @@ mod tests {
     use crate::calib::stats::Recording;
 
     fn seen(data: &[f32]) -> ValueStats {
-        let recording = Recording { sketch: true, channel_axis: None, channel_sketches: false, percentiles: Vec::new() };
+        let recording = Recording::default();
         ValueStats::from_samples(recording, [([data.len()].as_slice(), data)]).unwrap()
     }
 

@@ -73,8 +73,10 @@ pub fn recordings(sites: &[SiteRef], config: &Config) -> Vec<TapSpec> {
             sketch: codebook
                 || !matches!(cfg.observer, ObserverKind::Minmax)
                 || matches!(site.site, Site::MlpAct | Site::MlpGate),
+            outliers: cfg.observer == ObserverKind::Kl,
             channel_axis: ptf.then_some(1),
-            channel_sketches: ptf,
+            // Hidden units share a range, unless the configuration says otherwise: only who stands out of it has to be known.
+            channel_sketches: ptf && (codebook || !is_hidden(site.site, &cfg)),
             percentiles: if cfg.observer == ObserverKind::Percentile { vec![cfg.percentile_alpha] } else { Vec::new() },
         };
         let value = site.observed().to_owned();
@@ -180,7 +182,7 @@ fn activation(
     // What calibration saw of a hidden unit says little of its range, since most are seldom active: an exponent of its own is for
     // those units alone that stand far out.
     let codebook = cfg.method == Method::Codebook && cfg.bits < 8 && codebook_possible(target, &mut notes);
-    let hidden = matches!(site.site, Site::MlpFc1Output | Site::MlpAct) && (codebook || cfg.source(Key::Method) < Source::Site);
+    let hidden = codebook && is_hidden_site(site.site) || is_hidden(site.site, cfg);
     let ptf = (cfg.method == Method::Ptf || codebook && has_channels(site.site))
         && (!hidden || has_massive_channel(seen))
         && ptf_possible(site, facts, cfg.is_given(Key::Method), target, &mut notes)
@@ -234,6 +236,16 @@ fn activation(
     };
     let note = (!notes.is_empty()).then(|| notes.join("; "));
     Ok(SitePlan { name, site: site_ref, scheme, observed: [lo, hi], note, search: None })
+}
+
+/// Whether a site's channels are the hidden units of an MLP.
+fn is_hidden_site(site: Site) -> bool {
+    matches!(site, Site::MlpFc1Output | Site::MlpAct)
+}
+
+/// Whether they are, and nobody asked for an exponent for each.
+fn is_hidden(site: Site, cfg: &SiteConfig) -> bool {
+    is_hidden_site(site) && cfg.source(Key::Method) < Source::Site
 }
 
 /// Whether a channel reaches [`MASSIVE`] times as far as nearly all others.

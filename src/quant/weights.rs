@@ -29,6 +29,7 @@ pub(super) fn scheme(site: Site, tensor: &Tensor, cfg: &SiteConfig) -> Result<(S
     let from_end = axis.and_then(|a| u8::try_from(tensor.shape.len() - a).ok());
     let recording = Recording {
         sketch: true,
+        outliers: axis.is_none() && cfg.observer == Observer::Kl,
         channel_axis: from_end,
         channel_sketches: from_end.is_some() && cfg.observer != Observer::Minmax,
         percentiles: Vec::new(),
