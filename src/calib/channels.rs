@@ -10,20 +10,15 @@
 //! magnitude; smaller values are only known to be that small. Enough to choose among scales that differ by factors of two.
 
 use crate::calib::histogram::{Bin, Histogram};
-use crate::calib::sketch::{MAX_EXPONENT, edge};
+use crate::calib::rows::{HALF, MANTISSA_BITS, OCTAVE, ROW, Rows, base_key, columns, steps};
+use crate::calib::sketch::edge;
 use crate::simd::widest;
 
 /// Leading mantissa bits that select a channel's bin.
-pub const CHANNEL_MANTISSA_BITS: u32 = 3;
-/// Bins of one sign; the lowest holds all that is smaller, zero included.
-const HALF: usize = 128;
+pub const CHANNEL_MANTISSA_BITS: u32 = MANTISSA_BITS;
 /// Bins that keep their place below the largest magnitude.
 pub const KEPT: usize = HALF - 1;
-/// Counters of one channel.
-pub(crate) const ROW: usize = 2 * HALF;
-const SHIFT: u32 = 23 - CHANNEL_MANTISSA_BITS;
-const OCTAVE: u32 = 1 << CHANNEL_MANTISSA_BITS;
-/// Channels counted together: their counters (32 KiB) stay in the first-level cache.
+/// Channels whose extremes are found together: what the processor's registers hold.
 const BLOCK: usize = 32;
 
 /// A tensor seen as `outer × channels × inner`.
@@ -57,14 +52,6 @@ pub struct Channels {
     pub(crate) rows: Option<Rows>,
 }
 
-/// The compact sketches: for channel `c`, counters `c·ROW..(c + 1)·ROW`, positive half first.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub(crate) struct Rows {
-    /// Exponent field of each channel's largest magnitude; 0 before any normal value.
-    pub(crate) top: Vec<u16>,
-    pub(crate) counts: Vec<u32>,
-}
-
 impl Channels {
     /// No data yet.
     #[must_use]
@@ -73,7 +60,7 @@ impl Channels {
             count: 0,
             lo: vec![f32::INFINITY; channels],
             hi: vec![f32::NEG_INFINITY; channels],
-            rows: sketches.then(|| Rows { top: vec![0; channels], counts: vec![0; channels * ROW] }),
+            rows: sketches.then(|| Rows::new(channels)),
         }
     }
 
@@ -134,14 +121,15 @@ impl Channels {
         );
         let (lo, hi) = (&self.lo, &self.hi);
         if let Some(rows) = &mut self.rows {
+            rows.reserve(count);
             rows.raise(lo, hi);
             if inner == 1 {
                 widest(
                     #[inline(always)]
-                    || rows.count_columns(data, channels),
+                    || rows.count_columns(data),
                 );
             } else {
-                rows.count_runs(data, layout);
+                rows.count_runs(data, inner);
             }
         }
         true
@@ -150,10 +138,21 @@ impl Channels {
     #[inline(always)]
     fn extend_ranges(&mut self, data: &[f32], layout: Layout) {
         if layout.inner == 1 {
-            for row in data.chunks_exact(layout.channels) {
-                for ((&x, lo), hi) in row.iter().zip(&mut self.lo).zip(&mut self.hi) {
-                    *lo = if x < *lo { x } else { *lo };
-                    *hi = if x > *hi { x } else { *hi };
+            let mut start = 0;
+            for (lo, hi) in self.lo.chunks_mut(BLOCK).zip(self.hi.chunks_mut(BLOCK)) {
+                let rows = columns(data, layout.channels, start..start + lo.len());
+                start += lo.len();
+                if let (Ok(lo), Ok(hi)) = (<&mut [f32; BLOCK]>::try_from(&mut *lo), <&mut [f32; BLOCK]>::try_from(&mut *hi)) {
+                    // Copies stay in registers for all rows.
+                    let (mut least, mut most) = (*lo, *hi);
+                    for row in rows.filter_map(|row| <&[f32; BLOCK]>::try_from(row).ok()) {
+                        widen(row, &mut least, &mut most);
+                    }
+                    (*lo, *hi) = (least, most);
+                } else {
+                    for row in rows {
+                        widen(row, lo, hi);
+                    }
                 }
             }
         } else {
@@ -188,10 +187,8 @@ impl Channels {
             *a = a.max(b);
         }
         if let (Some(rows), Some(more)) = (&mut self.rows, &other.rows) {
-            let channels = rows.counts.chunks_exact_mut(ROW).zip(more.counts.chunks_exact(ROW));
-            for ((counts, more), (top, &other_top)) in channels.zip(rows.top.iter_mut().zip(&more.top)) {
-                merge_row((top, counts), (other_top, more));
-            }
+            rows.reserve(self.count);
+            rows.merge(more);
         }
         true
     }
@@ -211,17 +208,16 @@ impl Channels {
         }
         let lo = self.lo.get(channels.clone())?.iter().copied().fold(f32::INFINITY, f32::min);
         let hi = self.hi.get(channels.clone())?.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let top = rows.top.get(channels.clone())?.iter().copied().max()?;
+        let top = rows.tops().get(channels.clone())?.iter().copied().max()?;
         // A group may pass 2^32, so its counters are wider.
         let mut sum = [0u64; ROW];
         for channel in channels {
-            let counts = rows.counts.get(channel * ROW..(channel + 1) * ROW)?;
-            let down = steps(*rows.top.get(channel)?, top);
-            for (half, counts) in sum.chunks_exact_mut(HALF).zip(counts.chunks_exact(HALF)) {
-                for (k, &count) in counts.iter().enumerate() {
-                    if let Some(slot) = half.get_mut(k.saturating_sub(down)) {
-                        *slot += u64::from(count);
-                    }
+            let down = steps(*rows.tops().get(channel)?, top);
+            for (at, count) in rows.of(channel).enumerate() {
+                // Down within its own half.
+                let (half, k) = (at / HALF * HALF, at % HALF);
+                if let Some(slot) = sum.get_mut(half + k.saturating_sub(down)) {
+                    *slot += u64::from(count);
                 }
             }
         }
@@ -229,128 +225,13 @@ impl Channels {
     }
 }
 
-/// Bins that a row moves down when its window's top rises.
-fn steps(from: u16, to: u16) -> usize {
-    usize::from(to.saturating_sub(from)) * OCTAVE as usize
-}
-
-/// The key (upper bits of the magnitude) of a window's lowest bin.
-fn base_key(top: u16) -> i32 {
-    i32::from(top) * OCTAVE.cast_signed() + OCTAVE.cast_signed() - HALF as i32
-}
-
-fn shift_row(counts: &mut [u32], down: usize) {
-    if down == 0 {
-        return;
-    }
-    for half in counts.chunks_exact_mut(HALF) {
-        let gone = down.min(KEPT);
-        let lost: u32 = half.iter().take(gone + 1).sum();
-        half.copy_within(gone.., 0);
-        half.iter_mut().skip(HALF - gone).for_each(|count| *count = 0);
-        if let Some(lowest) = half.first_mut() {
-            *lowest = lost;
-        }
-    }
-}
-
-fn merge_row((top, counts): (&mut u16, &mut [u32]), (other_top, other): (u16, &[u32])) {
-    if other_top > *top {
-        shift_row(counts, steps(*top, other_top));
-        *top = other_top;
-    }
-    let down = steps(other_top, *top);
-    for (half, other) in counts.chunks_exact_mut(HALF).zip(other.chunks_exact(HALF)) {
-        for (k, &count) in other.iter().enumerate() {
-            if let Some(slot) = half.get_mut(k.saturating_sub(down)) {
-                *slot += count;
-            }
-        }
-    }
-}
-
-impl Rows {
-    /// Moves windows up so that they hold the channels' new extremes.
-    fn raise(&mut self, lo: &[f32], hi: &[f32]) {
-        let rows = self.counts.chunks_exact_mut(ROW).zip(&mut self.top);
-        for ((counts, top), (lo, hi)) in rows.zip(lo.iter().zip(hi)) {
-            let largest = lo.abs().max(hi.abs()).to_bits() >> 23;
-            let largest = u16::try_from(largest).unwrap_or(MAX_EXPONENT);
-            if largest > *top {
-                shift_row(counts, steps(*top, largest));
-                *top = largest;
-            }
-        }
-    }
-
-    /// Channels last: a block of channels at a time, all rows of the tensor for each.
-    #[inline(always)]
-    fn count_columns(&mut self, data: &[f32], channels: usize) {
-        let mut start = 0;
-        let blocks = self.counts.chunks_mut(BLOCK * ROW).zip(self.top.chunks(BLOCK));
-        for (counts, top) in blocks {
-            let width = top.len();
-            let mut base = [0i32; BLOCK];
-            for (base, &top) in base.iter_mut().zip(top) {
-                *base = base_key(top);
-            }
-            let rows = data.chunks_exact(channels).filter_map(|row| row.get(start..start + width));
-            if let Ok(counts) = <&mut [u32; BLOCK * ROW]>::try_from(&mut *counts) {
-                for row in rows {
-                    count_block(counts, row, &base);
-                }
-            } else {
-                for row in rows {
-                    for (c, (x, base)) in row.iter().zip(&base).enumerate() {
-                        if let Some(count) = counts.get_mut(c * ROW + slot(x.to_bits(), *base)) {
-                            *count += 1;
-                        }
-                    }
-                }
-            }
-            start += width;
-        }
-    }
-
-    /// Any other axis: each channel's elements come in runs.
-    fn count_runs(&mut self, data: &[f32], layout: Layout) {
-        for block in data.chunks_exact(layout.channels * layout.inner) {
-            let rows = self.counts.chunks_exact_mut(ROW).zip(&self.top);
-            for (run, (counts, &top)) in block.chunks_exact(layout.inner).zip(rows) {
-                let base = base_key(top);
-                let Some(counts) = counts.first_chunk_mut::<ROW>() else {
-                    continue;
-                };
-                for x in run {
-                    counts[slot(x.to_bits(), base) & (ROW - 1)] += 1;
-                }
-            }
-        }
-    }
-}
-
-/// One row of a full block: slots first (vector arithmetic), then the counting.
+/// Takes one row's elements into their channels' extremes.
 #[inline(always)]
-fn count_block(counts: &mut [u32; BLOCK * ROW], row: &[f32], base: &[i32; BLOCK]) {
-    let Ok(row) = <&[f32; BLOCK]>::try_from(row) else {
-        return;
-    };
-    let mut slots = [0u32; BLOCK];
-    for ((place, x), base) in slots.iter_mut().zip(row).zip(base) {
-        *place = slot(x.to_bits(), *base) as u32;
+fn widen(row: &[f32], lo: &mut [f32], hi: &mut [f32]) {
+    for ((&x, lo), hi) in row.iter().zip(lo).zip(hi) {
+        *lo = if x < *lo { x } else { *lo };
+        *hi = if x > *hi { x } else { *hi };
     }
-    for (c, place) in slots.iter().enumerate() {
-        counts[c * ROW + (*place as usize & (ROW - 1))] += 1;
-    }
-}
-
-/// Counter of a float in a row whose window starts at `base`.
-#[inline(always)]
-fn slot(bits: u32, base: i32) -> usize {
-    let key = ((bits & 0x7fff_ffff) >> SHIFT).cast_signed();
-    let above = key - base;
-    let above = if above > 0 { above } else { 0 };
-    (above.cast_unsigned() | (bits >> 31) << 7) as usize
 }
 
 fn to_histogram(counts: &[u64; ROW], top: u16, min: f64, max: f64) -> Histogram {

@@ -4,8 +4,9 @@
 //! most bins are empty. Reading trusts nothing: every length is bounded by the bytes present (an empty channel costs 8 bytes in the file and a
 //! kilobyte in memory, which is the worst ratio), every invariant that the observers rely on is checked.
 
-use crate::calib::channels::{Channels, ROW, Rows};
+use crate::calib::channels::Channels;
 use crate::calib::error::Error;
+use crate::calib::rows::{ROW, Rows};
 use crate::calib::sketch::{MAX_EXPONENT, PAGE, SHIFT, Sketch, split_key};
 use crate::calib::sparse::Sparse;
 use crate::calib::stats::{Digest, Recording, SampleRange, Stats, ValueStats};
@@ -166,7 +167,7 @@ fn value_out(value: &ValueStats) -> ValueWire {
             count: channels.count,
             lo: channels.lo.clone(),
             hi: channels.hi.clone(),
-            rows: channels.rows.as_ref().map(|rows| pack(rows.counts.iter().map(|&c| u64::from(c)))),
+            rows: channels.rows.as_ref().map(|rows| pack(rows.iter().map(u64::from))),
         }),
         samples: value.samples.iter().map(|s| (s.lo, s.hi, s.percentiles.clone())).collect(),
     }
@@ -288,13 +289,7 @@ fn channels_in(wire: ChannelsWire, sketches: bool, range: Option<(f32, f32)>) ->
             // A row's top is the exponent of its extremes, so it is not in the file.
             let tops = wire.lo.iter().zip(&wire.hi).map(|(&lo, &hi)| u16::try_from(exponent(lo, hi)).unwrap_or(MAX_EXPONENT));
             let counts = wire.lo.len().checked_mul(ROW).and_then(|n| unpack(&packed, n)).ok_or_else(damaged)?;
-            let narrow: Option<Vec<u32>> = counts.into_iter().map(|c| u32::try_from(c).ok()).collect();
-            let counts = narrow.ok_or_else(damaged)?;
-            let full = |row: &[u32]| row.iter().map(|&c| u64::from(c)).sum::<u64>() == wire.count;
-            if !counts.chunks_exact(ROW).all(full) {
-                return Err(damaged());
-            }
-            Some(Rows { top: tops.collect(), counts })
+            Some(Rows::from_parts(tops.collect(), &counts, wire.count).ok_or_else(damaged)?)
         }
     };
     Ok(Channels { count: wire.count, lo: wire.lo, hi: wire.hi, rows })

@@ -2,6 +2,8 @@
 
 use crate::simd::widest;
 
+/// Elements whose extremes are known together, so that outliers need not be looked for everywhere.
+pub(crate) const BLOCK: usize = 1024;
 /// Elements that are looked at side by side.
 const LANES: usize = 32;
 
@@ -96,6 +98,23 @@ fn halved<const N: usize, const HALF: usize>(lanes: [f32; N], pick: impl Fn(f32,
     out
 }
 
+/// The same, and the extremes of every [`BLOCK`] of elements.
+///
+/// # Errors
+/// As [`finite_range`].
+pub(crate) fn finite_ranges(data: &[f32], of_blocks: &mut Vec<(f32, f32)>) -> Result<(f32, f32), NonFinite> {
+    of_blocks.clear();
+    of_blocks.reserve(data.len().div_ceil(BLOCK));
+    let (mut lo, mut hi) = (f32::INFINITY, f32::NEG_INFINITY);
+    for block in data.chunks(BLOCK) {
+        // A call for each block: inlined into this loop, the lanes would not be kept in registers.
+        let range = finite_range(block).map_err(|_| NonFinite::in_slice(data))?;
+        (lo, hi) = (least(lo, range.0), most(hi, range.1));
+        of_blocks.push(range);
+    }
+    Ok((lo, hi))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -106,7 +125,10 @@ mod tests {
         #[test]
         fn extremes_are_those_of_comparing_one_by_one(data in prop::collection::vec(-1e30f32..1e30, 1..3000)) {
             let plain = |x: &[f32]| x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(lo, hi), &x| (lo.min(x), hi.max(x)));
+            let mut blocks = vec![(0.0, 0.0)];
             prop_assert_eq!(finite_range(&data).unwrap(), plain(&data));
+            prop_assert_eq!(finite_ranges(&data, &mut blocks).unwrap(), plain(&data));
+            prop_assert_eq!(blocks, data.chunks(BLOCK).map(plain).collect::<Vec<_>>());
         }
 
         #[test]
@@ -119,6 +141,7 @@ mod tests {
             }
             let expected = if nan + infinite > 0 { Err(NonFinite { nan, infinite }) } else { Ok((1.0, 1.0)) };
             prop_assert_eq!(finite_range(&data), expected);
+            prop_assert_eq!(finite_ranges(&data, &mut Vec::new()), expected);
         }
     }
 

@@ -16,6 +16,7 @@
 //! | `sparse` | the elements of its sparse outer bins, exactly |
 //! | `own` | one sample's own quantiles |
 //! | [`channels`] | exact ranges and compact sketches, one a channel |
+//! | `rows` | the counters of those sketches |
 //! | [`histogram`] | the common form that every observer reads: ascending bins with f64 edges |
 //! | [`stats`] | the artefact: recording, merging, checking |
 //! | [`codec`] | its file format |
@@ -45,6 +46,7 @@ pub mod omse;
 mod own;
 pub mod percentile;
 pub mod ptf;
+mod rows;
 pub mod run;
 pub mod scratch;
 pub mod sketch;

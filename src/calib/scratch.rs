@@ -1,5 +1,6 @@
 //! A worker's counting table, in which a tensor is counted before its value's statistics are locked.
 
+use crate::calib::extremes::{NonFinite, finite_range, finite_ranges};
 use crate::calib::sketch::{MANTISSA_BITS, PAGE, SHIFT, page_slot, top_of};
 use crate::simd::widest;
 
@@ -22,6 +23,8 @@ pub struct Scratch {
     table: Vec<u16>,
     /// What was counted last.
     pub(crate) counted: Counted,
+    /// The extremes of each [`BLOCK`](crate::calib::extremes::BLOCK) of what was ranged last, if they were asked for.
+    pub(crate) extremes: Vec<(f32, f32)>,
 }
 
 /// The pages of a tensor that are not empty.
@@ -70,13 +73,21 @@ impl Counted {
 
 impl Default for Scratch {
     fn default() -> Self {
-        Self { table: vec![0; LANES * STRIDE], counted: Counted::default() }
+        Self { table: vec![0; LANES * STRIDE], counted: Counted::default(), extremes: Vec::new() }
     }
 }
 
 impl Scratch {
     /// Elements that may be counted at once: pages have counters of 32 bits.
     pub(crate) const LIMIT: usize = u32::MAX as usize;
+
+    /// The exact extremes of `data`; with `blocks`, those of its blocks are noted too.
+    ///
+    /// # Errors
+    /// It holds NaN or infinity.
+    pub(crate) fn range(&mut self, data: &[f32], blocks: bool) -> Result<(f32, f32), NonFinite> {
+        if blocks { finite_ranges(data, &mut self.extremes) } else { finite_range(data) }
+    }
 
     /// Counts `data`, at most [`Scratch::LIMIT`] finite elements within `range`. The table is empty afterwards.
     pub(crate) fn tally(&mut self, data: &[f32], range: (f32, f32)) {
@@ -110,7 +121,7 @@ impl Scratch {
     /// Moves the table's counts into the pages.
     #[inline(always)]
     fn collect(&mut self, count: u64, (lo, hi): (f32, f32)) {
-        let Self { table, counted } = self;
+        let Self { table, counted, .. } = self;
         let zero = [false, true].into_iter().filter_map(|negative| drain(table, negative, 0)).map(|page| page.total).sum::<u64>();
         counted.count += count;
         counted.zero += zero;

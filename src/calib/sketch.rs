@@ -95,8 +95,11 @@ impl Sketch {
     /// # Errors
     /// The slice holds NaN or infinity.
     pub fn extend(&mut self, data: &[f32], scratch: &mut Scratch) -> Result<(), NonFinite> {
-        let range = finite_range(data)?;
+        if data.len() > Scratch::LIMIT {
+            finite_range(data)?;
+        }
         for part in data.chunks(Scratch::LIMIT) {
+            let range = scratch.range(part, self.sparse.is_some())?;
             scratch.tally(part, range);
             self.absorb(range, part, scratch);
         }

@@ -7,6 +7,7 @@
 //! The largest magnitude and a bin's count only grow, so what the whole data's sketch keeps, the sketch of no part of them has dropped:
 //! the result is the same in any order, and merges exactly.
 
+use crate::calib::extremes::BLOCK;
 use crate::calib::scratch::Scratch;
 use crate::calib::sketch::{MANTISSA_BITS, PAGE, SHIFT, slot};
 
@@ -97,7 +98,7 @@ impl Sparse {
         self.bits.retain(|&bits| keep(slot(bits)));
     }
 
-    /// Applies the fates, taking elements from `data` and clears them out of the table.
+    /// Applies the fates, taking elements from `data`, the extremes of whose blocks the scratch table has, and clears them out of the table.
     #[inline(always)]
     pub(crate) fn apply(&mut self, fates: &Fates, data: &[f32], scratch: &mut Scratch) {
         if fates.forget {
@@ -107,8 +108,13 @@ impl Sparse {
         let mut fresh = Vec::new();
         if below > f32::NEG_INFINITY || above < f32::INFINITY {
             let outer = |x: f32| (x <= below) | (x >= above);
-            // Outliers are rare: most blocks are seen to hold none by a few vector comparisons.
-            for block in data.chunks(64).filter(|block| block.iter().fold(false, |any, &x| any | outer(x))) {
+            debug_assert_eq!(scratch.extremes.len(), data.len().div_ceil(BLOCK), "extremes of another tensor");
+            // Outliers are rare: most blocks are known to hold none, and most parts of the others are seen to by a few vector
+            // comparisons. Plain loops, because adapters of iterators may not be compiled for those vectors.
+            for (block, (lo, hi)) in data.chunks(BLOCK).zip(&scratch.extremes) {
+                if (*lo > below) & (*hi < above) {
+                    continue;
+                }
                 for part in block.chunks(16) {
                     let mut found = [0; 16];
                     for (found, &x) in found.iter_mut().zip(part) {

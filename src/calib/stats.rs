@@ -2,7 +2,7 @@
 
 use crate::calib::channels::{Channels, Layout};
 use crate::calib::error::Error;
-use crate::calib::extremes::{NonFinite, finite_range};
+use crate::calib::extremes::NonFinite;
 use crate::calib::own;
 use crate::calib::run::TapSpec;
 use crate::calib::scratch::Scratch;
@@ -129,7 +129,7 @@ impl Observation {
         if data.len() >= Scratch::LIMIT {
             return Err(Refusal::TooMany { limit: Scratch::LIMIT as u64, place: "in one tensor" });
         }
-        let (lo, hi) = finite_range(data).map_err(Refusal::NonFinite)?;
+        let (lo, hi) = scratch.range(data, recording.outliers).map_err(Refusal::NonFinite)?;
         // The counts wait in the scratch table for the value's sketch.
         if recording.sketch || !recording.percentiles.is_empty() {
             scratch.tally(data, (lo, hi));
