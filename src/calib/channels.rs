@@ -1,8 +1,9 @@
 //! Per-channel statistics: exact ranges, and compact sketches where an observer looks inside a channel (PTF, channel-wise percentiles).
 //!
-//! A channel's sketch is one kilobyte: for each sign, [`KEPT`] bins below the channel's largest magnitude, `2^`[`CHANNEL_MANTISSA_BITS`]
-//! to an octave, and one bin for everything smaller. The window only ever moves up, and moving it early drops nothing that moving it
-//! late would keep, so the result is the same in any order: the sketch merges exactly, like the tensor's.
+//! A channel's sketch is half a kilobyte, and one beyond 65,535 elements: for each sign, [`KEPT`] bins below the channel's largest
+//! magnitude, `2^`[`CHANNEL_MANTISSA_BITS`] to an octave, and one bin for everything smaller. The window only ever moves up, and
+//! moving it early drops nothing that moving it late would keep, so the result is the same in any order: the sketch merges exactly,
+//! like the tensor's.
 //!
 //! # Error bound
 //!

@@ -289,3 +289,108 @@ fn slot(bits: u32, base: i32) -> u8 {
     let above = if above > 0 { above } else { 0 };
     (above.cast_unsigned() | (bits >> 31) << 7) as u8
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+    use crate::calib::channels::{Channels, Layout};
+    use proptest::prelude::*;
+
+    /// `rows × channels` values over 40 octaves, zeros of both signs among them.
+    fn tensor(seed: u64, rows: usize, channels: usize) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = |n: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % n
+        };
+        (0..rows * channels)
+            .map(|_| {
+                let sign = if next(3) == 0 { -1.0 } else { 1.0 };
+                let magnitude = (1.0 + next(1000) as f32 / 1000.0) * 2f32.powi(next(8) as i32 * next(6) as i32 - 30);
+                if next(20) == 0 { sign * 0.0 } else { sign * magnitude }
+            })
+            .collect()
+    }
+
+    /// By the definition, in f64: eighths of octaves below the largest magnitude's octave, 16 octaves of them, zeros at the bottom.
+    fn naive(column: &[f32]) -> Vec<u32> {
+        let octave = |x: f64| x.log2().floor();
+        let largest = column.iter().fold(0.0f64, |m, &x| m.max(f64::from(x).abs()));
+        let mut counts = vec![0; 256];
+        for &x in column {
+            let m = f64::from(x).abs();
+            let bin = if largest == 0.0 {
+                120.0
+            } else if m == 0.0 {
+                0.0
+            } else {
+                let eighth = ((m / octave(m).exp2() - 1.0) * 8.0).floor();
+                (120.0 - (octave(largest) - octave(m)) * 8.0 + eighth).max(0.0)
+            };
+            counts[bin as usize + if x.is_sign_negative() { 128 } else { 0 }] += 1;
+        }
+        counts
+    }
+
+    fn column(data: &[f32], channels: usize, c: usize) -> Vec<f32> {
+        data.iter().skip(c).step_by(channels).copied().collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
+        /// Blocks that are full and ones that are not, more rows than a byte counts, tensors of few rows, every other axis.
+        #[test]
+        fn counters_are_those_of_counting_one_by_one(
+            seed in any::<u64>(), channels in prop_oneof![1usize..10, 60usize..70, 125usize..150], rows in prop::collection::vec(1usize..300, 1..4),
+        ) {
+            let tensors: Vec<Vec<f32>> = rows.iter().map(|&n| tensor(seed ^ n as u64, n, channels)).collect();
+            let mut found = Channels::new(channels, true);
+            let mut turned = Channels::new(channels, true);
+            for (data, &n) in tensors.iter().zip(&rows) {
+                let layout = Layout { outer: n, channels, inner: 1 };
+                prop_assert!(found.extend(data, layout));
+                let runs: Vec<f32> = (0..channels).flat_map(|c| column(data, channels, c)).collect();
+                let layout = Layout { outer: 1, channels, inner: n };
+                prop_assert!(turned.extend(&runs, layout));
+            }
+            prop_assert_eq!(&found, &turned);
+            let all = tensors.concat();
+            for c in 0..channels {
+                let column = column(&all, channels, c);
+                let extremes = column.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(lo, hi), &x| (lo.min(x), hi.max(x)));
+                prop_assert_eq!(found.range(c), Some(extremes));
+                prop_assert_eq!(found.rows.as_ref().unwrap().of(c).collect::<Vec<_>>(), naive(&column));
+            }
+        }
+    }
+
+    /// Statistics do not show by which way they have outgrown 16 bits.
+    #[test]
+    fn counters_grow_beyond_16_bits_wherever_the_elements_come_from() {
+        let (rows, channels, times) = (500, 65, 140);
+        let layout = Layout { outer: rows, channels, inner: 1 };
+        let data = tensor(7, rows, channels);
+        let once = Channels::from_slice(&data, layout, true).unwrap();
+        let (mut streamed, mut merged, mut half) = (once.clone(), once.clone(), once.clone());
+        for i in 1..times {
+            assert!(streamed.extend(&data, layout) && merged.merge(&once));
+            if i < times / 2 {
+                assert!(half.merge(&once));
+            }
+        }
+        let other_half = half.clone();
+        assert!(half.count() <= u64::from(u16::MAX) && half.merge(&other_half));
+        assert!(streamed.count() > u64::from(u16::MAX));
+        assert_eq!(streamed, merged);
+        assert_eq!(half, merged);
+        let mut wide_into_narrow = once.clone();
+        let mut narrow_into_wide = merged.clone();
+        assert!(wide_into_narrow.merge(&merged) && narrow_into_wide.merge(&once));
+        assert_eq!(wide_into_narrow, narrow_into_wide);
+        for c in 0..channels {
+            let many: Vec<u32> = naive(&column(&data, channels, c)).iter().map(|&n| n * times).collect();
+            assert_eq!(merged.rows.as_ref().unwrap().of(c).collect::<Vec<_>>(), many);
+        }
+    }
+}
