@@ -269,3 +269,27 @@ fn a_plan_of_another_model_or_version_is_refused() {
     let error = QuantPlan::from_text(&unknown, "p.json").unwrap_err().to_string();
     assert!(error.contains("toaster") && error.contains("line 4"), "{error}");
 }
+
+/// What no observer of the configuration reads is not recorded.
+#[test]
+fn no_more_is_recorded_than_the_configuration_reads() {
+    let recorded = |site: Site, yaml: &str| {
+        let site = SiteRef { block: Some(0), site, part: None, weight: false, values: vec!["v".to_owned()], observe: None };
+        recordings(&[site], &parse("test.yaml", yaml).unwrap()).remove(0).recording
+    };
+    // Hidden units share a range unless each was asked for.
+    for (yaml, each) in [
+        ("default: {bit_type: {bits: 8}}", false),
+        ("attn_layer: {mlp_act: {quantization_method: PTF}}", true),
+        ("attn_layer: {mlp_act: {bit_type: {bits: 4}, quantization_method: Codebook}}", true),
+    ] {
+        let found = recorded(Site::MlpAct, yaml);
+        assert_eq!((found.channel_axis, found.channel_sketches, found.sketch), (Some(1), each, true), "{yaml}");
+    }
+    assert!(recorded(Site::Residual1, "default: {bit_type: {bits: 8}}").channel_sketches);
+    // Outliers are for KL.
+    for (observer, kept) in [("KLObserver", true), ("OmseObserver", false), ("PercentileObserver", false)] {
+        let found = recorded(Site::KvAct, &format!("attn_layer: {{kv_act: {{observer_type: {observer}}}}}"));
+        assert_eq!((found.sketch, found.outliers), (true, kept), "{observer}");
+    }
+}

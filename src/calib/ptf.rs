@@ -101,7 +101,8 @@ pub struct PtfFit {
     pub squared_error: f64,
 }
 
-/// Fits a value with recorded channel sketches; where channels share a range their own ranges do. `range` replaces the tensor's exact range (a clip chosen downstream, say); `weights` as in [`fit`].
+/// Fits a value with recorded channel sketches; where channels share a range, their extremes are enough. `range` replaces the tensor's
+/// exact range (a clip chosen downstream, say); `weights` as in [`fit`].
 ///
 /// # Errors
 /// Options out of range, or no channel sketches in the statistics.
@@ -115,7 +116,7 @@ pub fn from_stats(values: &ValueStats, range: Option<Range>, weights: &[f64], op
         reason: "the statistics hold no channel histograms of this value; calibrate again with them".into(),
     };
     let channels = values.channels().ok_or_else(missing)?;
-    // A range that is shared is not chosen by what single channels hold inside it, so their ranges are enough.
+    // A shared range is not chosen by what single channels hold inside it: they are taken as spread evenly between their extremes.
     let evenly = |(lo, hi): (f32, f32)| {
         let (lo, hi) = (f64::from(lo), f64::from(hi));
         Histogram::new(vec![Bin { lo, hi, count: channels.count() }], lo, hi)

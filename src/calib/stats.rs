@@ -32,7 +32,7 @@ impl fmt::Debug for Digest {
 pub struct Recording {
     /// Whether the tensor sketch is kept. Without it only [`minmax`](crate::calib::minmax) works, at a third of the cost.
     pub sketch: bool,
-    /// Whether the sketch keeps the elements of its sparse outer bins, which [`kl`](crate::calib::kl) needs.
+    /// Whether the sketch, if there is one, keeps the elements of its sparse outer bins, which [`kl`](crate::calib::kl) needs.
     pub outliers: bool,
     /// The channel axis counted from the end (1 is the last): per-channel extremes are kept. `None`: no channels.
     pub channel_axis: Option<u8>,
@@ -129,7 +129,7 @@ impl Observation {
         if data.len() >= Scratch::LIMIT {
             return Err(Refusal::TooMany { limit: Scratch::LIMIT as u64, place: "in one tensor" });
         }
-        let (lo, hi) = scratch.range(data, recording.outliers).map_err(Refusal::NonFinite)?;
+        let (lo, hi) = scratch.range(data, recording.sketch && recording.outliers).map_err(Refusal::NonFinite)?;
         // The counts wait in the scratch table for the value's sketch.
         if recording.sketch || !recording.percentiles.is_empty() {
             scratch.tally(data, (lo, hi));
