@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 
 /// The newest format that this version reads, and the one it writes.
-pub const FORMAT_VERSION: u32 = 4;
+pub const FORMAT_VERSION: u32 = 5;
 const MAGIC: &[u8; 8] = b"vitqstat";
 const HEADER: usize = 8 + 4 + 32;
 const CHECKSUM: usize = 32;

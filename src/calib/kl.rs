@@ -17,8 +17,8 @@
 //!
 //! # Cost
 //!
-//! Thresholds are tried from the widest inwards. What a threshold clips is known before its groups are: merging all bins but the last gives two
-//! outcomes, whose divergence is at most that of all (data processing), so a threshold that clips too much is passed over unseen.
+//! Thresholds are tried from the widest inwards. A threshold's divergence is a sum over its groups of which none is negative (log-sum
+//! inequality), so that it is given up where the sum passes the least one found: one that clips too much, at the first groups.
 
 use crate::calib::error::Error;
 use crate::calib::histogram::Histogram;
@@ -81,12 +81,11 @@ pub fn range(histogram: &Histogram, bins: usize, grid: Grid) -> Range {
     if histogram.count() == 0 || histogram.max_abs() == 0.0 || bins < 2 {
         return Range::new(0.0, 0.0);
     }
-    let codes = 1usize << grid.bits();
     if grid.is_symmetric() {
         let largest = histogram.max_abs();
         let width = largest / bins as f64;
         let linear = Linear::fill(histogram, 0, bins, width, true);
-        let reach = best_reach(&linear, 0, codes / 2);
+        let reach = best_reach(&linear, 0, u32::from(grid.bits()) - 1);
         let t = threshold(reach, width).min(largest);
         return Range::new(-t, t);
     }
@@ -96,7 +95,7 @@ pub fn range(histogram: &Histogram, bins: usize, grid: Grid) -> Range {
     let zero = share.clamp(usize::from(lo < 0.0), bins - usize::from(hi > 0.0));
     let width = (-lo / (zero.max(1)) as f64).max(hi / ((bins - zero).max(1)) as f64);
     let linear = Linear::fill(histogram, zero, bins, width, false);
-    let t = threshold(best_reach(&linear, zero, codes), width);
+    let t = threshold(best_reach(&linear, zero, u32::from(grid.bits())), width);
     Range::new(histogram.min().max(-t), histogram.max().min(t))
 }
 
@@ -108,15 +107,22 @@ fn threshold(reach: usize, width: f64) -> f64 {
 /// Equal bins and their running sums.
 struct Linear {
     counts: Vec<f64>,
-    sums: Vec<f64>,
-    /// Bins that are not empty.
-    filled: Vec<f64>,
-    entropy: Vec<f64>,
+    /// Before each bin and after the last: the elements so far, the bins so far that are not empty, and the sum of `count · ln count`. Counts
+    /// are whole, so that the first two are exact.
+    running: Vec<[f64; 3]>,
 }
 
 impl Linear {
     /// Spreads a histogram over `bins` bins of `width`, the edge before bin `zero` being 0.
     fn fill(histogram: &Histogram, zero: usize, bins: usize, width: f64, magnitude: bool) -> Self {
+        Self::new(widest(
+            #[inline(always)]
+            || Self::placed(histogram, zero, bins, width, magnitude),
+        ))
+    }
+
+    #[inline(always)]
+    fn placed(histogram: &Histogram, zero: usize, bins: usize, width: f64, magnitude: bool) -> Vec<f64> {
         let mut counts = vec![0.0; bins];
         let last = bins.saturating_sub(1);
         let place = |x: f64| ((x / width + zero as f64).max(0.0) as usize).min(last);
@@ -130,7 +136,16 @@ impl Linear {
                 }
                 continue;
             }
-            // Element i lies at (i + 1/2) / count between the edges: so many lie before the end of bin k.
+            // Element i lies at (i + 1/2) / count between the edges.
+            if b.count <= (to - from) as u64 {
+                for i in 0..b.count {
+                    if let Some(slot) = counts.get_mut(place(lo + (hi - lo) * ((i as f64 + 0.5) / count)).min(to)) {
+                        *slot += 1.0;
+                    }
+                }
+                continue;
+            }
+            // So many lie before the end of bin k.
             let before = |k: usize| {
                 let edge = (k as f64 + 1.0 - zero as f64) * width;
                 if k >= to { count } else { (count * ((edge - lo) / (hi - lo)) - 0.5).ceil().clamp(0.0, count) }
@@ -142,123 +157,122 @@ impl Linear {
                 passed = until;
             }
         }
-        Self::new(counts)
+        counts
     }
 
     fn new(counts: Vec<f64>) -> Self {
-        let (mut sum, mut filled, mut entropy) = (0.0, 0.0, 0.0);
-        let mut linear = Self { sums: vec![0.0], filled: vec![0.0], entropy: vec![0.0], counts: Vec::new() };
+        let mut running = Vec::with_capacity(counts.len() + 1);
+        let mut last = [0.0; 3];
+        running.push(last);
         for &count in &counts {
-            sum += count;
-            filled += f64::from(u8::from(count > 0.0));
-            entropy += x_ln_x(count);
-            linear.sums.push(sum);
-            linear.filled.push(filled);
-            linear.entropy.push(entropy);
+            if count > 0.0 {
+                last = [last[0] + count, last[1] + 1.0, last[2] + x_ln_x(count)];
+            }
+            running.push(last);
         }
-        linear.counts = counts;
-        linear
-    }
-
-    fn at(&self, bin: usize) -> f64 {
-        self.counts.get(bin).copied().unwrap_or(0.0)
+        Self { counts, running }
     }
 
     #[inline(always)]
-    fn between(list: &[f64], from: usize, to: usize) -> f64 {
-        let at = |k: usize| list.get(k).copied().unwrap_or_default();
-        at(to) - at(from)
+    fn before(&self, bin: usize) -> [f64; 3] {
+        self.running.get(bin).copied().unwrap_or_default()
     }
 
-    /// What lies below bin `from` and from bin `to` on.
-    fn outliers(&self, from: usize, to: usize) -> (f64, f64) {
-        (Self::between(&self.sums, 0, from), Self::between(&self.sums, to, self.counts.len()))
+    /// Elements, bins that are not empty, and the sum of `count · ln count` of the bins `from..to`.
+    #[inline(always)]
+    fn between(&self, from: usize, to: usize) -> [f64; 3] {
+        let (a, b) = (self.before(from), self.before(to));
+        [b[0] - a[0], b[1] - a[1], b[2] - a[2]]
     }
 
-    /// At most [`divergence`](Self::divergence): that of the last bin, or the first, against all others.
-    fn least(&self, from: usize, to: usize, codes: usize) -> f64 {
-        let (below, above) = self.outliers(from, to);
-        let kept = Self::between(&self.sums, from, to);
-        let n = to - from;
-        let side = |outliers: f64, bin: usize, a: usize, b: usize| {
-            let p = (self.at(bin) + outliers) / (kept + below + above);
-            let q = Self::between(&self.sums, a, b) / Self::between(&self.filled, a, b) / kept;
-            let possible = outliers > 0.0 && self.at(bin) > 0.0 && p < 1.0 && q > 0.0 && q < 1.0;
-            if possible { p * ln(p / q) + (1.0 - p) * ln((1.0 - p) / (1.0 - q)) } else { 0.0 }
+    /// KL(P‖Q) when only bins `from..to` are kept and merged into `2^code_bits` groups; infinite when it is above `limit`.
+    fn divergence(&self, from: usize, to: usize, code_bits: u32, limit: f64) -> f64 {
+        let (groups, bins) = (1 << code_bits, to - from);
+        let [all, ..] = self.before(self.counts.len());
+        let ([below, ..], [kept, ..]) = (self.before(from), self.between(from, to));
+        let above = all - below - kept;
+        // What outliers, added to the last bin of their side, add to the sum of `P · ln(P / Q)`.
+        let outliers = |outliers: f64, bin: usize, a: usize, b: usize| match self.counts.get(bin) {
+            _ if outliers <= 0.0 => 0.0,
+            Some(&count) if count > 0.0 => {
+                let [sum, filled, _] = self.between(a, b);
+                x_ln_x(count + outliers) - x_ln_x(count) - outliers * ln(sum / filled)
+            }
+            _ => f64::INFINITY,
         };
-        let last = side(above, to - 1, from + (codes - 1) * n / codes, to);
-        last.max(side(below, from, from, from + n / codes))
+        let outliers = outliers(above, to - 1, from + (((groups - 1) * bins) >> code_bits), to)
+            + outliers(below, from, from, from + (bins >> code_bits));
+        if kept <= 0.0 || outliers == f64::INFINITY {
+            return f64::INFINITY;
+        }
+        let clipped = ln(kept) - ln(all);
+        let most = all * (limit - clipped) - outliers;
+        if most < 0.0 {
+            return f64::INFINITY;
+        }
+        let within = widest(
+            #[inline(always)]
+            || self.within(from, to, code_bits, most),
+        );
+        (within + outliers) / all + clipped
     }
 
-    /// KL(P‖Q) when only bins `from..to` are kept and merged into `codes` groups.
-    fn divergence(&self, from: usize, to: usize, codes: usize) -> f64 {
-        // Counts are whole, so running sums are exact.
-        let (below, above) = self.outliers(from, to);
-        let (first, last) = (self.at(from), self.at(to - 1));
-        if (below > 0.0 && first <= 0.0) || (above > 0.0 && last <= 0.0) {
-            return f64::INFINITY;
+    /// The sum of `P · ln(P / Q)` (neither normalised) without outliers, over the groups, which have one `Q` each. None adds less than
+    /// nothing, so it is infinite as soon as it is above `limit`.
+    #[inline(always)]
+    fn within(&self, from: usize, to: usize, code_bits: u32, limit: f64) -> f64 {
+        let (n, groups) = (to - from, 1usize << code_bits);
+        let mut within = 0.0;
+        let mut a = self.before(from);
+        for start in (0..groups).step_by(LANES) {
+            let [.., entropy] = a;
+            let (mut sums, mut filled) = ([0.0; LANES], [1.0; LANES]);
+            for (i, (sum, filled)) in sums.iter_mut().zip(&mut filled).enumerate().take(groups - start) {
+                let b = self.before(from + (((start + i + 1) * n) >> code_bits));
+                (*sum, *filled) = (b[0] - a[0], b[1] - a[1]);
+                a = b;
+            }
+            let mut cross = [0.0; LANES];
+            for ((cross, &sum), filled) in cross.iter_mut().zip(&sums).zip(&filled) {
+                *cross = sum * ln(if sum > 0.0 { sum / filled } else { 1.0 });
+            }
+            within += a[2] - entropy - total(cross);
+            if within > limit {
+                return f64::INFINITY;
+            }
         }
-        let kept = Self::between(&self.sums, from, to);
-        if kept <= 0.0 {
-            return f64::INFINITY;
-        }
-        let mut own = Self::between(&self.entropy, from, to);
-        if to - from == 1 {
-            own = x_ln_x(first + below + above);
-        } else {
-            own += x_ln_x(first + below) - x_ln_x(first) + x_ln_x(last + above) - x_ln_x(last);
-        }
-        let cross = widest(
-            #[inline(always)]
-            || self.cross(from, to, codes, below, above),
-        );
-        let all = kept + below + above;
-        (own - cross) / all - ln(all) + ln(kept)
+        within
     }
 }
 
-impl Linear {
-    /// The sum of `P · ln Q` (neither normalised) over the groups, which have one `Q` each.
-    #[inline(always)]
-    fn cross(&self, from: usize, to: usize, codes: usize, below: f64, above: f64) -> f64 {
-        const LANES: usize = 16;
-        let n = to - from;
-        let mut lanes = [0.0; LANES];
-        let mut a = from;
-        for start in (0..codes).step_by(LANES) {
-            let (mut weight, mut mean) = ([0.0; LANES], [1.0; LANES]);
-            for (i, (weight, mean)) in weight.iter_mut().zip(&mut mean).enumerate().take(codes - start) {
-                let b = from + (start + i + 1) * n / codes;
-                let sum = Self::between(&self.sums, a, b);
-                if sum > 0.0 {
-                    *weight = sum + if a == from { below } else { 0.0 } + if b == to { above } else { 0.0 };
-                    *mean = sum / Self::between(&self.filled, a, b);
-                }
-                a = b;
-            }
-            for ((lane, weight), mean) in lanes.iter_mut().zip(&weight).zip(&mean) {
-                *lane += weight * ln(*mean);
-            }
+/// Groups whose logarithms are taken side by side.
+const LANES: usize = 32;
+
+/// The sum of all lanes, halves added to each other: one lane after the other would be all waiting.
+#[inline(always)]
+fn total(mut lanes: [f64; LANES]) -> f64 {
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
         }
-        lanes.iter().sum()
     }
+    lanes[0]
 }
 
 /// How many bins to keep on each side of `zero`: the fewest with the least divergence, at least as many in all as there are codes.
-fn best_reach(linear: &Linear, zero: usize, codes: usize) -> usize {
+fn best_reach(linear: &Linear, zero: usize, code_bits: u32) -> usize {
     let bins = linear.counts.len();
     let full = zero.max(bins - zero);
     let mut best = (f64::INFINITY, full);
     for reach in (1..=full).rev() {
         let (from, to) = (zero.saturating_sub(reach), (zero + reach).min(bins));
-        if to - from < codes {
+        if to - from < 1 << code_bits {
             break;
         }
-        // The margin is for what rounding adds to the bound.
-        if linear.least(from, to, codes) > best.0 * (1.0 + 1e-9) + 1e-12 {
-            continue;
-        }
-        let divergence = linear.divergence(from, to, codes);
+        // The margin is for what rounding adds.
+        let divergence = linear.divergence(from, to, code_bits, best.0 * (1.0 + 1e-9) + 1e-12);
         if divergence.is_finite() && divergence <= best.0 {
             best = (divergence, reach);
         }
@@ -282,10 +296,11 @@ fn ln(x: f64) -> f64 {
     let (m, exponent) = (if above { 0.5 * m } else { m }, if above { exponent + 1.0 } else { exponent });
     let s = (m - 1.0) / (m + 1.0);
     let z = s * s;
-    let mut series = 0.0;
-    for k in (0..=10).rev() {
-        series = series * z + 1.0 / f64::from(2 * k + 1);
-    }
+    // Halves of the series side by side (Estrin): one term after the other would be all waiting.
+    let (z2, z4) = (z * z, z * z * (z * z));
+    let pair = |k: u32| 1.0 / f64::from(2 * k + 1) + z * (1.0 / f64::from(2 * k + 3));
+    let low = pair(0) + z2 * pair(2) + z4 * (pair(4) + z2 * pair(6));
+    let series = low + z4 * z4 * (pair(8) + z2 * (1.0 / 21.0));
     exponent * std::f64::consts::LN_2 + 2.0 * s * series
 }
 
@@ -365,17 +380,17 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
         fn divergences_equal_the_textbook(
-            counts in prop::collection::vec(prop_oneof![Just(0u32), 0u32..5, 0u32..1000], 20..120), zero in 0usize..100, codes in 4usize..16,
+            counts in prop::collection::vec(prop_oneof![Just(0u32), 0u32..5, 0u32..1000], 20..120), zero in 0usize..100, code_bits in 2u32..5,
         ) {
             let zero = zero.min(counts.len());
             let counts: Vec<f64> = counts.into_iter().map(f64::from).collect();
-            let expected = textbook(&counts, zero, codes);
+            let expected = textbook(&counts, zero, 1 << code_bits);
             let linear = Linear::new(counts.clone());
             for (i, &expected) in expected.iter().enumerate() {
                 let reach = i + 1;
                 let (from, to) = (zero.saturating_sub(reach), (zero + reach).min(counts.len()));
-                if to - from < codes { continue; }
-                let found = linear.divergence(from, to, codes);
+                if to - from < 1 << code_bits { continue; }
+                let found = linear.divergence(from, to, code_bits, f64::INFINITY);
                 if counts[from..to].iter().sum::<f64>() == 0.0 { prop_assert!(found.is_infinite()); continue; }
                 prop_assert!(found == expected || (found - expected).abs() < 1e-9, "{} against {} at {}", found, expected, reach);
             }
@@ -383,19 +398,20 @@ mod tests {
 
         #[test]
         fn passing_over_thresholds_changes_nothing(
-            counts in prop::collection::vec(prop_oneof![3 => Just(0u32), 2 => 0u32..5, 1 => 0u32..1000], 20..300), zero in 0usize..100, codes in 4usize..16,
+            counts in prop::collection::vec(prop_oneof![3 => Just(0u32), 2 => 0u32..5, 1 => 0u32..1000], 20..300), zero in 0usize..100, code_bits in 2u32..5,
         ) {
             let zero = zero.min(counts.len());
             let linear = Linear::new(counts.iter().map(|&c| f64::from(c)).collect());
             let (bins, mut best) = (counts.len(), (f64::INFINITY, zero.max(counts.len() - zero)));
             for reach in 1..=best.1 {
                 let (from, to) = (zero.saturating_sub(reach), (zero + reach).min(bins));
-                if to - from < codes { continue; }
-                let found = linear.divergence(from, to, codes);
-                prop_assert!(linear.least(from, to, codes) <= found * (1.0 + 1e-9) + 1e-12, "at {}", reach);
+                if to - from < 1 << code_bits { continue; }
+                let found = linear.divergence(from, to, code_bits, f64::INFINITY);
+                let limit = found * (1.0 + 1e-9) + 1e-12;
+                prop_assert_eq!(linear.divergence(from, to, code_bits, limit), found, "at {}", reach);
                 if found < best.0 { best = (found, reach); }
             }
-            prop_assert_eq!(best_reach(&linear, zero, codes), best.1);
+            prop_assert_eq!(best_reach(&linear, zero, code_bits), best.1);
         }
 
         #[test]

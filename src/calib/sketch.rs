@@ -12,7 +12,7 @@
 use crate::calib::extremes::{NonFinite, finite_range};
 use crate::calib::histogram::{Bin, Histogram};
 use crate::calib::scratch::Scratch;
-use crate::calib::sparse::{FEW, Fates, Sparse, within};
+use crate::calib::sparse::{Fates, Sparse, few};
 use crate::simd::widest;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,6 +20,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub const MANTISSA_BITS: u32 = 7;
 /// Bins that share one sign and exponent.
 pub(crate) const PAGE: usize = 1 << MANTISSA_BITS;
+/// Sums in a cache line.
+const LINE: usize = 8;
 /// Bits of a float below those that make the bin.
 pub(crate) const SHIFT: u32 = 23 - MANTISSA_BITS;
 /// Largest exponent field of a finite float.
@@ -127,17 +129,23 @@ impl Sketch {
         if top > old_top
             && let Some(sparse) = &mut sparse
         {
-            sparse.retain(|slot| within(exponent_of(slot), top));
+            // Under a larger magnitude bins keep fewer.
+            let kept = self.kept();
+            sparse.retain(|slot| kept.contains(&slot));
         }
         let mut fates = Fates::default();
         for (negative, pages) in [(true, &counted.negative), (false, &counted.positive)] {
             for new in pages {
                 let page = self.page(page_key(negative, new.exponent));
-                for (sum, &count) in page.iter_mut().zip(&new.counts) {
-                    *sum += u64::from(count);
+                // The sums come from afar, and most exponents have few elements.
+                for (sums, counts) in page.as_chunks_mut::<LINE>().0.iter_mut().zip(new.counts.as_chunks::<LINE>().0) {
+                    if *counts != [0; LINE] {
+                        sums.iter_mut().zip(counts).for_each(|(sum, &count)| *sum += u64::from(count));
+                    }
                 }
-                if sparse.is_some() && within(new.exponent, top) {
-                    fates.note(page_slot(negative, new.exponent), page, &new.counts, scratch);
+                let few = few(new.exponent, top);
+                if sparse.is_some() && few > 0 {
+                    fates.note(page_slot(negative, new.exponent), few, page, &new.counts, scratch);
                 }
             }
         }
@@ -161,14 +169,20 @@ impl Sketch {
         // By number, the negative ones come last, from the smallest magnitude.
         for (&key, counts) in self.pages.range(0..).chain(self.pages.range(..0).rev()) {
             let (negative, exponent) = split_key(key);
-            if within(exponent, top) {
+            let few = few(exponent, top);
+            if few > 0 {
                 let numbered = (page_slot(negative, exponent)..).zip(counts.iter());
                 bins.extend(
-                    numbered.filter(|(_, count)| (1..=FEW).contains(*count)).map(|(slot, &count)| (slot, count as usize)),
+                    numbered.filter(|(_, count)| (1..=few).contains(*count)).map(|(slot, &count)| (slot, count as usize)),
                 );
             }
         }
         bins
+    }
+
+    /// The numbers of the sparse outer bins.
+    fn kept(&self) -> BTreeSet<u16> {
+        self.sparse_bins().into_iter().map(|(slot, _)| slot).collect()
     }
 
     fn page(&mut self, key: PageKey) -> &mut [u64; PAGE] {
@@ -189,8 +203,8 @@ impl Sketch {
         // What one of them has not kept, the sum cannot have.
         self.sparse = self.sparse.take().zip(other.sparse.as_ref()).map(|(mut sparse, more)| {
             sparse.merge(more);
-            let few: BTreeSet<u16> = self.sparse_bins().into_iter().map(|(slot, _)| slot).collect();
-            sparse.retain(|slot| few.contains(&slot));
+            let kept = self.kept();
+            sparse.retain(|slot| kept.contains(&slot));
             sparse
         });
     }
@@ -257,10 +271,6 @@ impl Sketch {
         }
         Histogram::new(bins, f64::from(self.min), f64::from(self.max))
     }
-}
-
-fn exponent_of(slot: u16) -> u16 {
-    (slot & 0x7fff) >> MANTISSA_BITS
 }
 
 /// The magnitude at `fraction` of the octave that the exponent field names; exact.

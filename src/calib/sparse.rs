@@ -1,25 +1,25 @@
 //! The elements of a sketch's sparse outer bins, exactly.
 //!
 //! Far from zero a bin of the sketch spans several of the equal bins that [`kl`](crate::calib::kl) fills, and of a few outliers in it only their
-//! values tell which of those they fill; a threshold of KL can only end at one that is filled. So a bin within [`OCTAVES`] of the largest
-//! magnitude keeps its elements while they are [`FEW`].
+//! values tell which of those they fill; a threshold of KL can only end at one that is filled. So a bin keeps its elements while they are
+//! [`few`]: no more than the equal bins that it spans.
 //!
-//! The largest magnitude and a bin's count only grow, so what the whole data's sketch keeps, the sketch of no part of them has dropped:
-//! the result is the same in any order, and merges exactly.
+//! The largest magnitude and a bin's count only grow, and the lower a bin lies under that magnitude the fewer it keeps. So what the whole data's
+//! sketch keeps, the sketch of no part of them has dropped: the result is the same in any order, and merges exactly.
 
 use crate::calib::extremes::BLOCK;
 use crate::calib::scratch::Scratch;
 use crate::calib::sketch::{MANTISSA_BITS, PAGE, SHIFT, slot};
 
 /// The sketch's bins are wider than one of 2^11 equal bins, KL's own number, in so many octaves.
-pub(crate) const OCTAVES: u16 = 11 - MANTISSA_BITS as u16;
-/// Equal bins that one of the sketch's can span: with more elements than that, they are taken as spread over them all.
-pub(crate) const FEW: u64 = 1 << OCTAVES;
+const OCTAVES: u32 = 11 - MANTISSA_BITS;
 
-/// Whether the bins of an exponent lie near enough to the largest magnitude's exponent `top`.
+/// How many elements a bin with this exponent keeps, `top` being the largest magnitude's: so many equal bins it spans, on data of both
+/// signs. With more elements than that, they are taken as spread over them all. 0 where it spans one.
 #[inline(always)]
-pub(crate) fn within(exponent: u16, top: u16) -> bool {
-    exponent + OCTAVES > top
+pub(crate) fn few(exponent: u16, top: u16) -> u64 {
+    let below = u32::from(top.saturating_sub(exponent));
+    if below < OCTAVES { 1 << (OCTAVES - below) } else { 0 }
 }
 
 /// The elements kept, their bits ascending.
@@ -53,11 +53,11 @@ impl Default for Fates {
 }
 
 impl Fates {
-    /// Notes what becomes of the bins of a page, the first of which is `first`, now that `counts` have been added to it.
+    /// Notes what becomes of the bins of a page, the first of which is `first`, now that `counts` have been added to it; they keep [`few`].
     #[inline(always)]
-    pub(crate) fn note(&mut self, first: u16, page: &[u64; PAGE], counts: &[u32; PAGE], scratch: &mut Scratch) {
-        let kept = |sum: u64, count: u64| (count > 0) & (sum <= FEW);
-        let forgotten = |sum: u64, count: u64| (count > 0) & (sum > FEW) & (sum - count <= FEW) & (sum > count);
+    pub(crate) fn note(&mut self, first: u16, few: u64, page: &[u64; PAGE], counts: &[u32; PAGE], scratch: &mut Scratch) {
+        let kept = |sum: u64, count: u64| (count > 0) & (sum <= few);
+        let forgotten = |sum: u64, count: u64| (count > 0) & (sum > few) & (sum - count <= few) & (sum > count);
         let bins = || page.iter().zip(counts).map(|(&sum, &count)| (sum, u64::from(count)));
         // Most pages hold neither, which vectors see faster than branches.
         if !bins().fold(false, |any, (sum, count)| any | kept(sum, count) | forgotten(sum, count)) {
@@ -188,9 +188,10 @@ mod tests {
         for x in data.iter().filter(|x| x.is_normal()) {
             groups.entry(x.to_bits() >> 16).or_default().push(x.to_bits());
         }
-        // An octave's lower end against the largest magnitude's octave.
+        // 16 in the largest magnitude's octave, half of it in each below.
         let octave = |x: f32| x.abs().log2().floor() as i32;
-        groups.retain(|_, g| g.len() <= 16 && octave(f32::from_bits(g[0])) > octave(largest) - 4);
+        let few = |x: f32| [16, 8, 4, 2].get((octave(largest) - octave(x)) as usize).copied().unwrap_or(0);
+        groups.retain(|_, g| g.len() <= few(f32::from_bits(g[0])));
         let mut all: Vec<u32> = groups.into_values().flatten().collect();
         all.sort_unstable();
         all
