@@ -9,7 +9,7 @@ use vitq::calib::run::Named;
 use vitq::config::{Config, load::parse};
 use vitq::ir::Tensor;
 use vitq::pipeline::{self, Adjust, Adjusted, Source};
-use vitq::quant::{QuantPlan, Scheme, Target};
+use vitq::quant::{Constant, QuantPlan, Scheme, Target};
 use vitq::runtime::tract::EngineOptions;
 use vitq::tune::objective::Distance;
 
@@ -97,7 +97,17 @@ fn nothing_asked_nothing_changed() {
 
 #[test]
 fn rounding_with_regard_to_inputs_brings_the_outputs_nearer() {
-    let (source, config) = (source(), parse("gptq.yaml", GPTQ).unwrap());
+    let levels = GPTQ
+        .replacen("gptq}", "gptq, quantization_method: Codebook}", 1)
+        .replace("bits: 8}", "bits: 8}, quantization_method: PTF");
+    brings_the_outputs_nearer(GPTQ, 7);
+    let plan = brings_the_outputs_nearer(&levels, 127);
+    assert!(plan.sites.iter().any(|s| s.site.weight && matches!(s.scheme, Scheme::Codebook { .. })));
+}
+
+/// The plan, whose codes reach `top`.
+fn brings_the_outputs_nearer(yaml: &str, top: i8) -> QuantPlan {
+    let (source, config) = (source(), parse("gptq.yaml", yaml).unwrap());
     let inputs = samples(&source, 8);
     let plan = plan(&source, &config, &inputs);
     let out = adjust(&source, &config, &inputs, &plan, 2);
@@ -108,11 +118,11 @@ fn rounding_with_regard_to_inputs_brings_the_outputs_nearer() {
     let lowered = codes_of(&source.with_constants(out.constants.clone()).unwrap(), &out.plan);
     let mut checked = 0;
     for (name, scheme) in out.plan.constants() {
-        let (Some(chosen), Scheme::Weight { scales, .. }) = (out.constants.get(name), scheme) else { continue };
+        let (Some(chosen), Some(Constant { scales, .. })) = (out.constants.get(name), scheme.constant()) else { continue };
         let codes = &lowered[&format!("{name}_quantized")];
         for (i, (x, &code)) in chosen.to_f32().unwrap().iter().zip(codes).enumerate() {
             assert_eq!(*x, f32::from(code as i8) * scales[i % scales.len()], "{name}[{i}]");
-            assert!((code as i8).abs() <= 7);
+            assert!((code as i8).abs() <= top);
         }
         checked += 1;
     }
@@ -121,6 +131,7 @@ fn rounding_with_regard_to_inputs_brings_the_outputs_nearer() {
     for (a, b) in plan.sites.iter().zip(&out.plan.sites) {
         assert!(a == b || a.site.weight && out.constants.contains_key(&a.site.values[0]), "{}", a.name);
     }
+    out.plan
 }
 
 /// Biases alone: weights stay, and every changed constant is a bias or the rounded form of what it was.

@@ -129,6 +129,72 @@ fn codebooks_that_are_none_are_refused() {
     }
 }
 
+/// The block's `mlp_fc1` with levels, as YAML.
+const WEIGHTS: &str = "layers: {mlp_fc1: {bit_type: {bits: 4}, quantization_method: Codebook}}";
+
+#[test]
+fn weights_have_levels_on_any_target() {
+    let (float, _) = tiny();
+    let constant = |model: &Model, name: &str| model.graph.constant(model.graph.value(name).unwrap()).unwrap().clone();
+    let w: Vec<f64> = constant(&float, "fc1_w").to_f32().unwrap().into_iter().map(f64::from).collect();
+    // The squared error of codes on scales, one for each of 8 output channels.
+    let error = |model: &Model, scales: &[f32]| -> f64 {
+        let codes = constant(model, "fc1_w_quantized").to_i64().unwrap();
+        w.iter().zip(&codes).enumerate().map(|(i, (w, q))| (w - f64::from(scales[i % 8]) * *q as f64).powi(2)).sum()
+    };
+    for target in [Target::Integer, Target::OnnxRuntime] {
+        let (model, plan, _) = lowered(&variant(WEIGHTS), target);
+        let scheme = &plan.site("blocks.0.mlp_fc1").unwrap().scheme;
+        let Scheme::Codebook { grid, levels } = scheme else { panic!("{scheme:?}") };
+        let Scheme::Weight { bits: 8, axis: Some(1), scales } = &**grid else { panic!("{grid:?}") };
+        assert!(levels.len() <= 16 && levels.is_sorted() && scheme.bits() == 4, "{levels:?}");
+        let codes = constant(&model, "fc1_w_quantized").to_i64().unwrap();
+        assert!(codes.iter().all(|q| levels.iter().any(|l| i64::from(*l) == *q)), "{codes:?} {levels:?}");
+        // Each weight has the level next to it, but for the grid's own rounding.
+        for (i, (w, q)) in w.iter().zip(&codes).enumerate() {
+            let x = w / f64::from(scales[i % 8]);
+            let least = levels.iter().map(|l| (f64::from(*l) - x).abs()).fold(f64::INFINITY, f64::min);
+            assert!((*q as f64 - x).abs() <= least + 1.0, "{i}: {x} has code {q}");
+        }
+        let (uniform, plan, _) = lowered(&variant("layers: {mlp_fc1: {bit_type: {bits: 4}}}"), target);
+        let Scheme::Weight { bits: 4, scales: even, .. } = &plan.site("blocks.0.mlp_fc1").unwrap().scheme else { panic!() };
+        let (levels, even) = (error(&model, scales), error(&uniform, even));
+        assert!(levels < 0.9 * even, "{levels} {even}");
+    }
+    // With 8 bits there is nothing to choose.
+    let (_, plan) = planned(&variant("layers: {mlp_fc1: {quantization_method: Codebook}}"), Target::Integer);
+    assert!(matches!(plan.site("blocks.0.mlp_fc1").unwrap().scheme, Scheme::Weight { bits: 8, .. }));
+}
+
+#[test]
+fn levels_that_are_none_are_refused_for_weights() {
+    type Edit = fn(&mut Box<Scheme>, &mut Vec<i32>);
+    let cases: [(Edit, &str); 5] = [
+        (|_, l| l.truncate(1), "2 to 128 levels"),
+        (|_, l| l[0] = -128, "from -127 to 127"),
+        (|_, l| l[0] = i32::MIN, "from -127 to 127"),
+        (
+            |g, _| {
+                if let Scheme::Weight { bits, .. } = &mut **g {
+                    *bits = 4
+                }
+            },
+            "on a grid of 8 bits",
+        ),
+        (
+            |g, _| **g = Scheme::Log2 { bits: 8, fraction_bits: 3, scale: 1.0, normalized: false },
+            "'weight', or a codebook on one",
+        ),
+    ];
+    for (edit, what) in cases {
+        let (mut model, mut plan) = planned(&variant(WEIGHTS), Target::Integer);
+        let Scheme::Codebook { grid, levels } = &mut site(&mut plan, "blocks.0.mlp_fc1").scheme else { panic!() };
+        edit(grid, levels);
+        let error = lower(&mut model, &plan).unwrap_err().to_string();
+        assert!(error.contains(what) && error.contains("blocks.0.mlp_fc1"), "{error}");
+    }
+}
+
 #[test]
 fn a_plan_with_levels_is_read_as_it_was_written() {
     let (_, plan) = planned(&preset("w4a4"), Target::Integer);

@@ -173,6 +173,11 @@ fn any_scheme() -> impl Strategy<Value = Scheme> {
         ),
         (4u8..=16, prop::option::of(0usize..4), prop::collection::vec(positive(), 0..20))
             .prop_map(|(bits, axis, scales)| Scheme::Weight { bits, axis, scales }),
+        (prop::option::of(0usize..4), prop::collection::vec(positive(), 0..20), prop::collection::vec(any::<i32>(), 0..20))
+            .prop_map(|(axis, scales, levels)| Scheme::Codebook {
+                grid: Box::new(Scheme::Weight { bits: 8, axis, scales }),
+                levels
+            }),
         (4u8..=8, 0u8..=4, 0.9f32..1.1, any::<bool>()).prop_map(|(bits, fraction_bits, scale, normalized)| Scheme::Log2 {
             bits,
             fraction_bits,

@@ -40,6 +40,7 @@ pub mod error;
 pub mod extremes;
 pub mod histogram;
 pub mod kl;
+mod logarithm;
 pub mod minmax;
 pub mod observer;
 pub mod omse;

@@ -309,7 +309,7 @@ impl<'a> Reader<'a> {
             Method::Uniform => return Ok(()),
             Method::Log2 => "intSoft only",
             Method::Ptf => "activations other than kv_act and intSoft",
-            Method::Codebook => "activations other than kv_act, intSoft, input and head_output",
+            Method::Codebook => "weights and activations other than kv_act, intSoft, input and head_output",
         };
         match place {
             Place::Default(scope) => {

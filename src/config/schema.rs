@@ -102,7 +102,7 @@ pub enum Method {
     #[serde(rename = "PTF")]
     Ptf,
     /// One of `2^bits` levels on a grid of 8-bit codes (affine, or PTF where the channels allow it), those with the least squared
-    /// error. Activations that are neither scores nor probabilities.
+    /// error. Weights, and activations that are neither scores nor probabilities.
     Codebook,
 }
 
@@ -148,7 +148,7 @@ impl Method {
         match self {
             Self::Uniform => true,
             Self::Log2 => site == "intSoft",
-            Self::Codebook => !WEIGHTS.contains(&site) && !matches!(site, "intSoft" | "kv_act" | "input" | "head_output"),
+            Self::Codebook => !matches!(site, "intSoft" | "kv_act" | "input" | "head_output"),
             Self::Ptf => {
                 let general = Site::from_name(site).is_some_and(Site::is_general);
                 // The patch embedding's entry is that of its weights, and of its output.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::LowerError;
 use crate::ir::shape::Shapes;
 use crate::ir::{AI_VITQ, AttrValue, DType, Edit, Graph, NewOp, NodeId, OpName, Scalar, Tensor, Value};
-use crate::quant::plan::{Codes, QuantPlan, Scheme, SitePlan, ZeroPoint, nearest_levels};
+use crate::quant::plan::{Codes, Constant, QuantPlan, Scheme, SitePlan, ZeroPoint, nearest_levels};
 
 /// The values behind Q/DQ pairs, by the name of the original value.
 #[derive(Debug, Default)]
@@ -39,7 +39,7 @@ pub(super) struct Pair {
 
 /// Where the channels of values with a scale for each are, counted from the end, by name: not the last axis.
 pub(super) fn channel_axes(graph: &Graph, shapes: &Shapes, plan: &QuantPlan) -> BTreeMap<String, usize> {
-    let ptf = plan.sites.iter().filter(|s| !matches!(s.scheme, Scheme::Affine { .. } | Scheme::Weight { .. }));
+    let ptf = plan.sites.iter().filter(|s| !s.site.weight && !matches!(s.scheme, Scheme::Affine { .. }));
     let values = ptf.flat_map(|s| &s.site.values).filter_map(|name| Some((name, graph.value(name)?)));
     let axes = values.map(|(name, value)| (name.clone(), shapes.channels_from_end(graph, value)));
     axes.filter(|(_, from_end)| *from_end != 1).collect()
@@ -89,38 +89,32 @@ fn integers(dtype: DType, shape: &[usize], codes: &[i32]) -> Option<Tensor> {
     }
 }
 
-/// `clamp(round_half_even(x / scale))`, as ONNX QuantizeLinear with zero point 0.
-pub(super) fn quantize_round_half_even(x: f32, scale: f32, low: i32, high: i32) -> i32 {
-    let q = f64::from(x / scale).round_ties_even();
-    if q.is_nan() { 0 } else { q.clamp(f64::from(low), f64::from(high)) as i32 }
-}
-
 /// Stores a constant as integers behind a DequantizeLinear.
 pub(super) fn lower_constant(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Quantised) -> Result<(), LowerError> {
-    let Scheme::Weight { bits, axis, scales } = &site.scheme else {
-        return Err(misfit(site, "", "a constant needs the scheme 'weight'"));
+    let Some(Constant { axis, scales, codes }) = site.scheme.constant() else {
+        return Err(misfit(site, "", "a constant needs the scheme 'weight', or a codebook on one"));
     };
-    let top = (1i32 << (bits.clamp(&2, &16) - 1)) - 1;
-    let coding = Codes { bits: *bits, signed: true };
+    let coding = Codes { bits: codes.bits(), signed: true };
+    if let Scheme::Codebook { levels, .. } = &site.scheme {
+        let top = codes.top();
+        if coding.bits != 8 || !(2..=128).contains(&levels.len()) || !levels.iter().all(|l| (-top..=top).contains(l)) {
+            return Err(misfit(site, "", "a codebook of weights needs 2 to 128 levels on a grid of 8 bits, from -127 to 127"));
+        }
+    }
     for name in &site.site.values {
         let old = find(edit, site, name, out)?;
         let tensor = edit.constant(old).ok_or_else(|| misfit(site, name, "it is not a constant"))?.clone();
         let x = tensor.to_f32().map_err(|e| misfit(site, name, e.to_string()))?;
         let channels = match axis {
             None => 1,
-            Some(a) => {
-                *tensor.shape.get(*a).ok_or_else(|| misfit(site, name, format!("axis {a} of shape {:?}", tensor.shape)))?
-            }
+            Some(a) => *tensor.shape.get(a).ok_or_else(|| misfit(site, name, format!("axis {a} of shape {:?}", tensor.shape)))?,
         };
         if scales.len() != channels || scales.iter().any(|s| !(s.is_finite() && *s > 0.0)) {
             return Err(misfit(site, name, format!("{channels} positive scales needed, found {}", scales.len())));
         }
         let inner: usize = axis.map_or(1, |a| tensor.shape[a + 1..].iter().product());
-        let codes: Vec<i32> = x
-            .iter()
-            .enumerate()
-            .map(|(i, &v)| quantize_round_half_even(v, scales[i / inner.max(1) % channels], -top, top))
-            .collect();
+        let codes: Vec<i32> =
+            x.iter().enumerate().map(|(i, &v)| codes.round_half_even(v / scales[i / inner.max(1) % channels])).collect();
         let codes = integers(coding.dtype(), &tensor.shape, &codes).ok_or_else(|| misfit(site, name, "codes out of range"))?;
         let anchor = old.node;
         let shape: &[usize] = if axis.is_some() { &[channels] } else { &[] };
@@ -131,7 +125,7 @@ pub(super) fn lower_constant(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Qua
         let zero_point = edit.add_init(anchor, &format!("{name}_zero_point"), zero_t);
         let mut dq = NewOp::std("DequantizeLinear", &format!("{name}_dequantized")).inputs([codes, scale, zero_point]);
         if let Some(axis) = axis {
-            dq = dq.attr("axis", AttrValue::Int(*axis as i64));
+            dq = dq.attr("axis", AttrValue::Int(axis as i64));
         }
         let dequantised = edit.add(anchor, dq);
         edit.replace_uses(old, dequantised, |_| true);
@@ -139,7 +133,7 @@ pub(super) fn lower_constant(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Qua
             site: site.name.clone(),
             codes,
             dequantised,
-            scales: scales.clone(),
+            scales: scales.to_vec(),
             zeros: vec![0],
             coding,
             unit: scales.first().copied().unwrap_or(1.0).into(),

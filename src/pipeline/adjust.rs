@@ -15,8 +15,8 @@ use crate::calib::run::Named;
 use crate::config::Config;
 use crate::config::schema::{Rounding, SiteConfig};
 use crate::ir::Tensor;
+use crate::quant::QuantPlan;
 use crate::quant::fake::fake_constant;
-use crate::quant::{QuantPlan, Scheme};
 use crate::runtime::tract::{EngineError, EngineOptions};
 use crate::tune::bias;
 use crate::tune::gptq::{self, Feedback};
@@ -197,16 +197,19 @@ impl Adjust<'_> {
             |name: &str| graph.value(name).and_then(|v| graph.constant(v)).and_then(|t| t.to_f32().ok()).unwrap_or_default();
         let Linear { weights: name, inputs, outputs, .. } = &job.linear;
         let site = out.plan.sites.iter_mut().find(|s| s.name == job.linear.site);
-        let Some(Scheme::Weight { bits, axis, scales }) = site.map(|s| &mut s.scheme) else { return Ok(()) };
+        let Some(scheme) = site.map(|s| &mut s.scheme) else { return Ok(()) };
+        let Some(constant) = scheme.constant() else { return Ok(()) };
         let weights = floats(name);
         let tensor = |shape: &[usize], data: &[f32]| Tensor::new(shape, data).map_err(|e| self.misfit(e.to_string()));
         let kept = if job.rounds() {
             let feedback = Feedback::new(&seen.second(job.bias().is_some()), *inputs);
-            let rounded = gptq::round(&weights, scales, &feedback, *bits, self.threads);
-            *scales = rounded.scales;
+            let rounded = gptq::round(&weights, constant.scales, &feedback, &constant.codes, self.threads);
+            if let Some(scales) = scheme.constant_scales() {
+                *scales = rounded.scales;
+            }
             rounded.weights
         } else {
-            let rounded = fake_constant(&tensor(&[*inputs, *outputs], &weights)?, *bits, *axis, scales);
+            let rounded = fake_constant(&tensor(&[*inputs, *outputs], &weights)?, &constant);
             rounded.and_then(|t| t.to_f32().map_err(|e| e.to_string())).map_err(|e| self.misfit(e))?
         };
         if let Some(bias) = job.bias() {

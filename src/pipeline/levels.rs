@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Adjust, MEASURED_ON, PipelineError};
-use crate::quant::{QuantPlan, Scheme};
+use crate::quant::{QuantPlan, Scheme, SitePlan};
 use crate::tune::levels::{Refit, Seen};
 use crate::tune::rows;
 use crate::vit::Site;
@@ -14,9 +14,14 @@ struct Job {
     refit: Refit,
 }
 
-/// Whether a plan has a codebook.
+/// Whether a plan has a codebook of an activation.
 pub fn has_codebooks(plan: &QuantPlan) -> bool {
-    plan.sites.iter().any(|s| matches!(s.scheme, Scheme::Codebook { .. }))
+    plan.sites.iter().any(is_codebook)
+}
+
+/// Those of weights are chosen on the weights.
+fn is_codebook(site: &SitePlan) -> bool {
+    !site.site.weight && matches!(site.scheme, Scheme::Codebook { .. })
 }
 
 impl Adjust<'_> {
@@ -61,8 +66,8 @@ impl Adjust<'_> {
 
     /// The sites, and the values that are watched for them: the first of each, whose rows are tokens.
     fn codebooks(&self, plan: &QuantPlan) -> (Vec<Job>, Vec<String>) {
-        let sites = plan.sites.iter().filter(|s| matches!(s.scheme, Scheme::Codebook { .. }));
-        let job = |s: &crate::quant::SitePlan| {
+        let sites = plan.sites.iter().filter(|s| is_codebook(s));
+        let job = |s: &SitePlan| {
             let config = self.config.resolve(s.site.block, s.site.site.name());
             // What calibration saw of one hidden unit says little of its range: their factors stay.
             let channels = !matches!(s.site.site, Site::MlpAct | Site::MlpFc1Output);

@@ -1,6 +1,6 @@
 //! What a value is after it went through its codes and back: the effect of a scheme on floats, without a graph.
 
-use super::plan::{Codes, QuantPlan, Scheme, nearest_levels};
+use super::plan::{Codes, Constant, QuantPlan, Scheme, nearest_levels};
 use crate::ir::Tensor;
 use crate::simd::widest;
 
@@ -166,16 +166,16 @@ impl FakeQuant {
 ///
 /// # Errors
 /// When the scales do not fit the tensor, or the tensor is not one of numbers.
-pub fn fake_constant(tensor: &Tensor, bits: u8, axis: Option<usize>, scales: &[f32]) -> Result<Tensor, String> {
+pub fn fake_constant(tensor: &Tensor, constant: &Constant<'_>) -> Result<Tensor, String> {
+    let Constant { axis, scales, codes } = constant;
     let mut data = tensor.to_f32().map_err(|e| e.to_string())?;
-    let bound = f64::from((1i32 << (bits - 1)) - 1) as f32;
     let inner: usize = axis.map_or(data.len().max(1), |a| tensor.shape.iter().skip(a + 1).product());
     if axis.is_some_and(|a| tensor.shape.get(a) != Some(&scales.len())) || scales.is_empty() {
         return Err(format!("{} scales for a tensor of shape {:?}", scales.len(), tensor.shape));
     }
     for (run, scale) in data.chunks_mut(inner.max(1)).zip(scales.iter().cycle()) {
         for x in run {
-            *x = round_half_even((*x / scale).clamp(-bound, bound)) * scale;
+            *x = codes.round_half_even(*x / scale) as f32 * scale;
         }
     }
     Tensor::new(&tensor.shape, &data).map_err(|e| e.to_string())

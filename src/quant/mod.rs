@@ -13,6 +13,6 @@ mod target;
 mod weights;
 
 pub(crate) use params::affine_scheme;
-pub use plan::{Codes, Factors, FloatSite, PlanError, QuantPlan, Scheme, SitePlan, ZeroPoint};
+pub use plan::{Codes, Constant, ConstantCodes, Factors, FloatSite, PlanError, QuantPlan, Scheme, SitePlan, ZeroPoint};
 pub use policy::{ModelFacts, PolicyError, make_plan, recordings};
 pub use target::Target;

@@ -1,9 +1,13 @@
 //! The plan: every quantised value with its parameters, every float one with its reason. JSON that a person can review.
 
+mod constant;
+
 use crate::ir::DType;
 use crate::vit::{Site, SiteRef};
 
 use super::Target;
+
+pub use constant::{Constant, ConstantCodes};
 
 /// The version of the plan's format.
 pub const PLAN_VERSION: u32 = 1;
@@ -69,7 +73,7 @@ pub enum Scheme {
     },
     /// Codes of 8 bits of which few occur: a table takes each to the nearest of 2^b levels, so that b bits name it.
     Codebook {
-        /// What the codes of 8 bits mean: `Affine` or `Ptf`.
+        /// What the codes of 8 bits mean: `Affine` or `Ptf`, of a constant `Weight`.
         grid: Box<Scheme>,
         /// The codes that occur, ascending, at most 128.
         levels: Vec<i32>,

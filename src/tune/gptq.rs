@@ -12,6 +12,7 @@
 //! and the loss is `Σ_k D_k · r_k²`, r_k being what is rounded away at k. So many scales are tried at the cost of one product each.
 
 use crate::parallel;
+use crate::quant::ConstantCodes;
 use crate::simd::widest;
 
 /// What is added to H's diagonal: this part of its mean, as in the paper's section 3.3.
@@ -71,10 +72,10 @@ impl Feedback {
     }
 
     /// Codes and scale of one output channel's weights, in the input channels' order, with the least loss among the scales tried
-    /// and rounding to nearest on the scale `given`. Codes lie within ±`top`.
-    fn round(&self, w: &[f32], given: f32, top: i32) -> (Vec<i32>, f32) {
+    /// and rounding to nearest on the scale `given`.
+    fn round(&self, w: &[f32], given: f32, to: &Rounder) -> (Vec<i32>, f32) {
         let largest = w.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-        let full = f64::from(largest) / f64::from(top);
+        let full = f64::from(largest) / to.largest;
         if !(full.is_finite() && full as f32 >= f32::MIN_POSITIVE * 4.0) {
             return (vec![0; w.len()], 1.0);
         }
@@ -86,7 +87,7 @@ impl Feedback {
         let mut loss = [0.0f64; TRIED];
         widest(
             #[inline(always)]
-            || self.try_all(w, &scales, f64::from(top), &mut errors, &mut codes, &mut loss),
+            || self.try_all(w, &scales, to, &mut errors, &mut codes, &mut loss),
         );
         let best = (0..TRIED).fold(0, |best, i| if loss[i] < loss[best] { i } else { best });
         let mut out = vec![0; w.len()];
@@ -101,7 +102,7 @@ impl Feedback {
         &self,
         w: &[f32],
         scales: &[f32; TRIED],
-        top: f64,
+        to: &Rounder,
         errors: &mut [[f64; TRIED]],
         codes: &mut [[f64; TRIED]],
         loss: &mut [f64; TRIED],
@@ -120,13 +121,60 @@ impl Feedback {
                 }
             }
             start += k;
+            let mut nearest = [0.0; TRIED];
             for i in 0..TRIED {
-                let code = ((w + made_up[i] * seen[i]) / scales[i]).clamp(-top, top).round_ties_even();
+                nearest[i] = (w + made_up[i] * seen[i]) / scales[i];
+            }
+            to.round(&mut nearest);
+            for i in 0..TRIED {
+                let code = nearest[i];
                 let error = w - code * scales[i];
                 codes[k][i] = code;
                 errors[k][i] = error;
                 loss[i] += weight * (error + seen[i]) * (error + seen[i]);
             }
+        }
+    }
+}
+
+/// Codes to round to, for many values side by side.
+struct Rounder {
+    /// The largest code of the width.
+    top: f64,
+    /// The largest magnitude of all codes.
+    largest: f64,
+    /// Of a codebook, the lowest level; above each of these codes, so much is added to it.
+    lowest: f64,
+    steps: Vec<(f64, f64)>,
+}
+
+impl Rounder {
+    fn new(codes: &ConstantCodes) -> Rounder {
+        let (top, levels) = (f64::from(codes.top()), codes.levels());
+        let steps = levels.windows(2).map(|pair| (f64::from((pair[0] + pair[1]).div_euclid(2)), f64::from(pair[1] - pair[0])));
+        let largest = levels.iter().map(|l| f64::from(l.abs())).fold(0.0, f64::max);
+        Rounder {
+            top,
+            largest: if largest > 0.0 { largest } else { top },
+            lowest: levels.first().map_or(0.0, |&l| f64::from(l)),
+            steps: steps.collect(),
+        }
+    }
+
+    /// As [`ConstantCodes::round_half_even`].
+    #[inline(always)]
+    fn round(&self, x: &mut [f64; TRIED]) {
+        for x in &mut *x {
+            *x = x.clamp(-self.top, self.top).round_ties_even();
+        }
+        if !self.steps.is_empty() {
+            let mut levels = [self.lowest; TRIED];
+            for (above, step) in &self.steps {
+                for (level, x) in levels.iter_mut().zip(&*x) {
+                    *level += if x > above { *step } else { 0.0 };
+                }
+            }
+            *x = levels;
         }
     }
 }
@@ -140,14 +188,14 @@ pub struct Rounded {
     pub scales: Vec<f32>,
 }
 
-/// Rounds a Linear's weights `[in, out]` to codes of `bits` bits, signed and symmetric. `feedback` is that of the input's second
+/// Rounds a Linear's weights `[in, out]` to these codes. `feedback` is that of the input's second
 /// moments. An output channel loses no more than by rounding to nearest on its scale among `scales`, one each.
-pub fn round(weights: &[f32], scales: &[f32], feedback: &Feedback, bits: u8, threads: usize) -> Rounded {
+pub fn round(weights: &[f32], scales: &[f32], feedback: &Feedback, codes: &ConstantCodes, threads: usize) -> Rounded {
     let outputs = scales.len();
-    let top = (1i32 << (bits.clamp(2, 16) - 1)) - 1;
+    let to = Rounder::new(codes);
     let channel = |c: usize| {
         let column: Vec<f32> = weights.iter().skip(c).step_by(outputs.max(1)).copied().collect();
-        feedback.round(&column, scales[c], top)
+        feedback.round(&column, scales[c], &to)
     };
     let rounded = parallel::map(outputs, threads, channel);
     let mut out = Rounded { weights: vec![0.0; weights.len()], scales: Vec::with_capacity(outputs) };

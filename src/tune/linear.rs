@@ -1,7 +1,7 @@
 //! The Linears of a plan: what their weights are multiplied with, and where their biases are.
 
 use crate::ir::{Graph, Value};
-use crate::quant::{QuantPlan, Scheme, SitePlan};
+use crate::quant::{QuantPlan, SitePlan};
 
 /// A Linear whose weights a plan quantises: `x·W + b`.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,12 +27,12 @@ pub struct Linear {
 /// # Errors
 /// Why the constant is not the weights of one Linear, as half a sentence.
 pub fn find(graph: &Graph, site: &SitePlan) -> Result<Linear, String> {
-    let Scheme::Weight { axis, .. } = &site.scheme else { return Err("it is not a constant".to_owned()) };
+    let axis = site.scheme.constant().ok_or("it is not a constant")?.axis;
     let [name] = site.site.values.as_slice() else { return Err("it is not one constant".to_owned()) };
     let value = graph.value(name).ok_or("the model has no such constant")?;
     let shape = graph.constant(value).map(|t| t.shape.as_slice()).unwrap_or_default();
     let &[inputs, outputs] = shape else { return Err(format!("it has the shape {shape:?}, not that of a Linear's weights")) };
-    if *axis != Some(1) {
+    if axis != Some(1) {
         return Err("it has no scale for each output channel".to_owned());
     }
     let uses = graph.uses(value);

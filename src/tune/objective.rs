@@ -317,8 +317,8 @@ pub fn fake_constants<'a>(
 ) -> Result<BTreeMap<String, Tensor>, String> {
     let mut out = BTreeMap::new();
     for (name, scheme) in plan.constants() {
-        if let (Scheme::Weight { bits, axis, scales }, Some(tensor)) = (scheme, tensor(name)) {
-            out.insert(name.to_owned(), fake_constant(tensor, *bits, *axis, scales)?);
+        if let (Some(constant), Some(tensor)) = (scheme.constant(), tensor(name)) {
+            out.insert(name.to_owned(), fake_constant(tensor, &constant)?);
         }
     }
     Ok(out)

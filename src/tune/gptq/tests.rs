@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use super::*;
+use crate::quant::Constant;
 use proptest::prelude::*;
 
 /// Σ x xᵀ of these rows.
@@ -44,7 +45,7 @@ fn inverse(h: &[f64], n: usize) -> Vec<Vec<f64>> {
 
 /// GPTQ as the paper has it, equations 2 and 3: after each channel all that follow are changed by the inverse of what is left of
 /// H. No factorisation is shared with the code under test.
-fn published(h: &[f64], n: usize, w: &[f32], scale: f32, top: f64) -> Vec<i32> {
+fn published(h: &[f64], n: usize, w: &[f32], scale: f32, nearest: impl Fn(f64) -> f64) -> Vec<i32> {
     let h = damped(h, n);
     let mut order: Vec<usize> = (0..n).collect();
     order.sort_by(|&a, &b| h[b * n + b].total_cmp(&h[a * n + a]).then(a.cmp(&b)));
@@ -56,7 +57,7 @@ fn published(h: &[f64], n: usize, w: &[f32], scale: f32, top: f64) -> Vec<i32> {
         let part: Vec<f64> = (0..m * m).map(|at| h[left[at / m] * n + left[at % m]]).collect();
         let inverse = inverse(&part, m);
         let q = left[0];
-        let code = (w[q] / f64::from(scale)).clamp(-top, top).round_ties_even();
+        let code = nearest(w[q] / f64::from(scale));
         codes[q] = code as i32;
         let error = (w[q] - code * f64::from(scale)) / inverse[0][0];
         for (j, &channel) in left.iter().enumerate() {
@@ -93,11 +94,23 @@ fn least(h: &[f64], n: usize, w: &[f32], scale: f32, top: i32) -> f64 {
 proptest! {
     /// The scale that is found, rounded by the paper's own equations, gives the same codes.
     #[test]
-    fn codes_are_those_of_the_paper((n, rows, w) in case(), bits in 3u8..6) {
+    fn codes_are_those_of_the_paper(
+        (n, rows, w) in case(), bits in 3u8..6, levels in prop::option::of(prop::collection::btree_set(-127i32..=127, 2..17)),
+    ) {
         let h = moments(&rows);
-        let top = (1 << (bits - 1)) - 1;
-        let (codes, scale) = Feedback::new(&h, n).round(&w, 1e6, top);
-        let expected = published(&h, n, &w, scale, f64::from(top));
+        let to = match &levels {
+            None => ConstantCodes::of_width(bits),
+            Some(levels) => ConstantCodes::of_levels(8, &levels.iter().copied().collect::<Vec<_>>()),
+        };
+        let (codes, scale) = Feedback::new(&h, n).round(&w, 1e6, &Rounder::new(&to));
+        let top = f64::from(to.top());
+        let expected = published(&h, n, &w, scale, |x| {
+            let code = x.clamp(-top, top).round_ties_even();
+            let next = |levels: &std::collections::BTreeSet<i32>| {
+                levels.iter().map(|&l| f64::from(l)).min_by(|a, b| (a - code).abs().total_cmp(&(b - code).abs()))
+            };
+            levels.as_ref().and_then(next).unwrap_or(code)
+        });
         // A tie, or all but one, may fall either way in other arithmetic; then both lose the same.
         if codes != expected {
             let kept = |codes: &[i32]| codes.iter().map(|&c| c as f32 * scale).collect::<Vec<_>>();
@@ -116,7 +129,7 @@ proptest! {
         let largest = w.iter().fold(0.0f32, |m, v| m.max(v.abs()));
         prop_assume!(largest > 1e-3);
         let given = largest / 3.0 * shrink;
-        let out = round(&w, &[given], &Feedback::new(&h, n), 3, 1);
+        let out = round(&w, &[given], &Feedback::new(&h, n), &ConstantCodes::of_width(3), 1);
         let found = loss(&d, n, &w, &out.weights);
         let nearest: Vec<f32> = w.iter().map(|v| (v / given).round_ties_even().clamp(-3.0, 3.0) * given).collect();
         prop_assert!(found <= loss(&d, n, &w, &nearest) * (1.0 + 1e-5) + 1e-9);
@@ -135,7 +148,7 @@ proptest! {
         let w = &seed[..n];
         let mut h = vec![0.0; n * n];
         (0..n).for_each(|i| h[i * n + i] = diagonal[i]);
-        let out = round(w, &[1e6], &Feedback::new(&h, n), bits, 1);
+        let out = round(w, &[1e6], &Feedback::new(&h, n), &ConstantCodes::of_width(bits), 1);
         let (scale, top) = (f64::from(out.scales[0]), f64::from((1i32 << (bits - 1)) - 1));
         for (x, kept) in w.iter().zip(&out.weights) {
             let nearest = (f64::from(*x) / scale).round_ties_even().clamp(-top, top) * scale;
@@ -145,24 +158,31 @@ proptest! {
 
     /// What lowering does to the result, rounding to nearest on the plan's scales, changes nothing.
     #[test]
-    fn nearest_gives_the_codes_back((n, rows, w) in case(), bits in 3u8..9) {
-        let out = round(&w, &[1e6], &Feedback::new(&moments(&rows), n), bits, 1);
+    fn nearest_gives_the_codes_back(
+        (n, rows, w) in case(), bits in 3u8..9, levels in prop::option::of(prop::collection::btree_set(-127i32..=127, 2..17)),
+    ) {
+        let codes = match levels {
+            None => ConstantCodes::of_width(bits),
+            Some(levels) => ConstantCodes::of_levels(8, &levels.into_iter().collect::<Vec<_>>()),
+        };
+        let out = round(&w, &[1e6], &Feedback::new(&moments(&rows), n), &codes, 1);
         let tensor = crate::ir::Tensor::new(&[n, 1], &out.weights).unwrap();
-        let again = crate::quant::fake::fake_constant(&tensor, bits, Some(1), &out.scales).unwrap();
+        let again = crate::quant::fake::fake_constant(&tensor, &Constant { axis: Some(1), scales: &out.scales, codes }).unwrap();
         prop_assert_eq!(again.to_f32().unwrap(), out.weights);
     }
 
     #[test]
     fn threads_change_nothing(rows in rows(6), w in prop::collection::vec(-1.0f32..1.0, 6 * 5)) {
         let feedback = Feedback::new(&moments(&rows), 6);
-        let one = round(&w, &[1e6; 5], &feedback, 4, 1);
+        let four = ConstantCodes::of_width(4);
+        let one = round(&w, &[1e6; 5], &feedback, &four, 1);
         for threads in [2, 3, 8] {
-            prop_assert_eq!(&round(&w, &[1e6; 5], &feedback, 4, threads), &one);
+            prop_assert_eq!(&round(&w, &[1e6; 5], &feedback, &four, threads), &one);
         }
         // And a channel does not know of the others.
         for c in 0..5 {
             let alone: Vec<f32> = w.iter().skip(c).step_by(5).copied().collect();
-            let alone = round(&alone, &[1e6], &feedback, 4, 1);
+            let alone = round(&alone, &[1e6], &feedback, &four, 1);
             prop_assert_eq!(alone.scales[0], one.scales[c]);
             prop_assert_eq!(alone.weights, one.weights.iter().skip(c).step_by(5).copied().collect::<Vec<_>>());
         }
@@ -189,7 +209,7 @@ fn correlated_inputs_gain() {
     let (mut gptq, mut nearest) = (0.0, 0.0);
     for _ in 0..50 {
         let w: Vec<f32> = (0..n).map(|_| next() as f32).collect();
-        let out = round(&w, &[1e6], &feedback, 4, 1);
+        let out = round(&w, &[1e6], &feedback, &ConstantCodes::of_width(4), 1);
         let scale = out.scales[0];
         let plain: Vec<f32> = w.iter().map(|v| (v / scale).round_ties_even().clamp(-7.0, 7.0) * scale).collect();
         gptq += loss(&h, n, &w, &out.weights);
@@ -202,8 +222,9 @@ fn correlated_inputs_gain() {
 fn nothing_to_round() {
     // Weights of 0, an input that is never there, and no input at all.
     let feedback = Feedback::new(&[0.0; 4], 2);
-    assert_eq!(round(&[0.0, 0.0], &[1e6], &feedback, 4, 2), Rounded { weights: vec![0.0, 0.0], scales: vec![1.0] });
-    let out = round(&[1.0, -0.5], &[1e6], &feedback, 8, 1);
+    let four = ConstantCodes::of_width(4);
+    assert_eq!(round(&[0.0, 0.0], &[1e6], &feedback, &four, 2), Rounded { weights: vec![0.0, 0.0], scales: vec![1.0] });
+    let out = round(&[1.0, -0.5], &[1e6], &feedback, &ConstantCodes::of_width(8), 1);
     assert!(out.weights.iter().zip([1.0, -0.5]).all(|(a, b): (&f32, f32)| (a - b).abs() <= out.scales[0]));
-    assert_eq!(round(&[], &[], &Feedback::new(&[], 0), 4, 2), Rounded { weights: vec![], scales: vec![] });
+    assert_eq!(round(&[], &[], &Feedback::new(&[], 0), &four, 2), Rounded { weights: vec![], scales: vec![] });
 }
