@@ -18,7 +18,8 @@
 //! # Cost
 //!
 //! Thresholds are tried from the widest inwards. A threshold's divergence is a sum over its groups of which none is negative (log-sum
-//! inequality), so that it is given up where the sum passes the least one found: one that clips too much, at the first groups.
+//! inequality), so that it is given up where the sum passes the least one found. What outliers add is known before any group is: a threshold that
+//! clips too much is passed over at once.
 
 use crate::calib::error::Error;
 use crate::calib::histogram::Histogram;
@@ -192,8 +193,8 @@ impl Linear {
         let [all, ..] = self.before(self.counts.len());
         let ([below, ..], [kept, ..]) = (self.before(from), self.between(from, to));
         let above = all - below - kept;
-        // What outliers, added to the last bin of their side, add to the sum of `P · ln(P / Q)`.
-        let outliers = |outliers: f64, bin: usize, a: usize, b: usize| match self.counts.get(bin) {
+        // What outliers, put into the last bin of their side, `bin` of the group `a..b`, add to the sum of `P · ln(P / Q)`.
+        let added = |outliers: f64, bin: usize, a: usize, b: usize| match self.counts.get(bin) {
             _ if outliers <= 0.0 => 0.0,
             Some(&count) if count > 0.0 => {
                 let [sum, filled, _] = self.between(a, b);
@@ -201,8 +202,8 @@ impl Linear {
             }
             _ => f64::INFINITY,
         };
-        let outliers = outliers(above, to - 1, from + (((groups - 1) * bins) >> code_bits), to)
-            + outliers(below, from, from, from + (bins >> code_bits));
+        let outliers = added(above, to - 1, from + (((groups - 1) * bins) >> code_bits), to)
+            + added(below, from, from, from + (bins >> code_bits));
         if kept <= 0.0 || outliers == f64::INFINITY {
             return f64::INFINITY;
         }
