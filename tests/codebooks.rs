@@ -179,7 +179,7 @@ fn levels_that_are_none_are_refused_for_weights() {
                     *bits = 4
                 }
             },
-            "on a grid of 8 bits",
+            "a codebook on one of 8 bits",
         ),
         (
             |g, _| **g = Scheme::Log2 { bits: 8, fraction_bits: 3, scale: 1.0, normalized: false },

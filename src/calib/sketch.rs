@@ -20,8 +20,6 @@ use std::collections::{BTreeMap, BTreeSet};
 pub const MANTISSA_BITS: u32 = 7;
 /// Bins that share one sign and exponent.
 pub(crate) const PAGE: usize = 1 << MANTISSA_BITS;
-/// Sums in a cache line.
-const LINE: usize = 8;
 /// Bits of a float below those that make the bin.
 pub(crate) const SHIFT: u32 = 23 - MANTISSA_BITS;
 /// Largest exponent field of a finite float.
@@ -137,11 +135,8 @@ impl Sketch {
         for (negative, pages) in [(true, &counted.negative), (false, &counted.positive)] {
             for new in pages {
                 let page = self.page(page_key(negative, new.exponent));
-                // The sums come from afar, and most exponents have few elements.
-                for (sums, counts) in page.as_chunks_mut::<LINE>().0.iter_mut().zip(new.counts.as_chunks::<LINE>().0) {
-                    if *counts != [0; LINE] {
-                        sums.iter_mut().zip(counts).for_each(|(sum, &count)| *sum += u64::from(count));
-                    }
+                for (sum, &count) in page.iter_mut().zip(&new.counts) {
+                    *sum += u64::from(count);
                 }
                 let few = few(new.exponent, top);
                 if sparse.is_some() && few > 0 {

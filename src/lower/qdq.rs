@@ -92,13 +92,13 @@ fn integers(dtype: DType, shape: &[usize], codes: &[i32]) -> Option<Tensor> {
 /// Stores a constant as integers behind a DequantizeLinear.
 pub(super) fn lower_constant(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Quantised) -> Result<(), LowerError> {
     let Some(Constant { axis, scales, codes }) = site.scheme.constant() else {
-        return Err(misfit(site, "", "a constant needs the scheme 'weight', or a codebook on one"));
+        return Err(misfit(site, "", "a constant needs the scheme 'weight', or a codebook on one of 8 bits"));
     };
     let coding = Codes { bits: codes.bits(), signed: true };
     if let Scheme::Codebook { levels, .. } = &site.scheme {
         let top = codes.top();
-        if coding.bits != 8 || !(2..=128).contains(&levels.len()) || !levels.iter().all(|l| (-top..=top).contains(l)) {
-            return Err(misfit(site, "", "a codebook of weights needs 2 to 128 levels on a grid of 8 bits, from -127 to 127"));
+        if !(2..=128).contains(&levels.len()) || !levels.iter().all(|l| (-top..=top).contains(l)) {
+            return Err(misfit(site, "", "a codebook of weights needs 2 to 128 levels, from -127 to 127"));
         }
     }
     for name in &site.site.values {

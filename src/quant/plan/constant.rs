@@ -18,11 +18,12 @@ impl ConstantCodes {
         Self { bits: bits.clamp(2, 16), levels: Vec::new(), nearest: Vec::new() }
     }
 
-    /// These of a width; one beyond its ends is the end.
-    pub fn of_levels(bits: u8, levels: &[i32]) -> Self {
-        let mut codes = Self::of_width(bits);
+    /// These of 8 bits; one beyond the ends is the end.
+    pub fn of_levels(levels: &[i32]) -> Self {
+        let mut codes = Self::of_width(8);
         codes.levels = levels.iter().map(|&level| level.clamp(-codes.top(), codes.top())).collect();
         codes.levels.sort_unstable();
+        codes.levels.dedup();
         codes.nearest = nearest_levels(&codes.levels, -codes.top()..=codes.top());
         codes
     }
@@ -64,15 +65,15 @@ pub struct Constant<'a> {
 }
 
 impl Scheme {
-    /// What the scheme says of a constant; `None` of an activation's.
+    /// What the scheme says of a constant; `None` of an activation's, and of a codebook on another grid than one of 8 bits.
     pub fn constant(&self) -> Option<Constant<'_>> {
         match self {
             Scheme::Weight { bits, axis, scales } => {
                 Some(Constant { axis: *axis, scales, codes: ConstantCodes::of_width(*bits) })
             }
             Scheme::Codebook { grid, levels } => match &**grid {
-                Scheme::Weight { bits, axis, scales } => {
-                    Some(Constant { axis: *axis, scales, codes: ConstantCodes::of_levels(*bits, levels) })
+                Scheme::Weight { bits: 8, axis, scales } => {
+                    Some(Constant { axis: *axis, scales, codes: ConstantCodes::of_levels(levels) })
                 }
                 _ => None,
             },
@@ -111,13 +112,13 @@ mod tests {
                 }
             }
             let turned: Vec<i32> = levels.iter().rev().copied().collect();
-            prop_assert_eq!(ConstantCodes::of_levels(8, &turned).round_half_even(x), best);
+            prop_assert_eq!(ConstantCodes::of_levels(&turned).round_half_even(x), best);
         }
     }
 
     #[test]
     fn what_is_not_a_number_is_0() {
         assert_eq!(ConstantCodes::of_width(8).round_half_even(f32::NAN), 0);
-        assert_eq!(ConstantCodes::of_levels(8, &[-3, 2, 9]).round_half_even(f32::NAN), 2);
+        assert_eq!(ConstantCodes::of_levels(&[-3, 2, 9]).round_half_even(f32::NAN), 2);
     }
 }

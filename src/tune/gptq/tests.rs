@@ -100,7 +100,7 @@ proptest! {
         let h = moments(&rows);
         let to = match &levels {
             None => ConstantCodes::of_width(bits),
-            Some(levels) => ConstantCodes::of_levels(8, &levels.iter().copied().collect::<Vec<_>>()),
+            Some(levels) => ConstantCodes::of_levels(&levels.iter().copied().collect::<Vec<_>>()),
         };
         let (codes, scale) = Feedback::new(&h, n).round(&w, 1e6, &Rounder::new(&to));
         let top = f64::from(to.top());
@@ -163,7 +163,7 @@ proptest! {
     ) {
         let codes = match levels {
             None => ConstantCodes::of_width(bits),
-            Some(levels) => ConstantCodes::of_levels(8, &levels.into_iter().collect::<Vec<_>>()),
+            Some(levels) => ConstantCodes::of_levels(&levels.into_iter().collect::<Vec<_>>()),
         };
         let out = round(&w, &[1e6], &Feedback::new(&moments(&rows), n), &codes, 1);
         let tensor = crate::ir::Tensor::new(&[n, 1], &out.weights).unwrap();
