@@ -160,7 +160,7 @@ fn value_out(value: &ValueStats) -> ValueWire {
         shape: value.shape.clone(),
         sketch: value.sketch.as_ref().map(|sketch| SketchWire {
             zero: sketch.zero,
-            pages: sketch.pages.iter().map(|(&key, counts)| (key, pack(counts.iter().copied()))).collect(),
+            pages: sketch.pages.iter().map(|(key, page)| (key, pack(page.iter()))).collect(),
             sparse: sketch.sparse.iter().flat_map(|s| &s.bits).flat_map(|&bits| (bits as u16).to_le_bytes()).collect(),
         }),
         channels: value.channels.as_ref().map(|channels| ChannelsWire {
@@ -234,17 +234,13 @@ fn sketch_in(wire: &SketchWire, outliers: bool, range: Option<(f32, f32)>) -> Re
         }
         last = Some(*key);
         let counts = unpack(packed, PAGE).ok_or_else(damaged)?;
-        let mut page = Box::new([0; PAGE]);
-        let mut total = 0u64;
-        for (slot, count) in page.iter_mut().zip(counts) {
-            *slot = count;
-            total = total.saturating_add(count);
-        }
+        let total = counts.iter().fold(0, |sum: u64, &count| sum.saturating_add(count));
         sketch.count = sketch.count.saturating_add(total);
         if total == 0 {
             return Err(damaged());
         }
-        sketch.pages.insert(*key, page);
+        sketch.pages.reserve(sketch.count);
+        sketch.pages.add_all(*key, counts);
     }
     if sketch.count == 0 || sketch.count >= COUNT_LIMIT {
         return Err(damaged());

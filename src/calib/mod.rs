@@ -45,6 +45,7 @@ pub mod minmax;
 pub mod observer;
 pub mod omse;
 mod own;
+mod pages;
 pub mod percentile;
 pub mod ptf;
 mod rows;

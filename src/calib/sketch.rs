@@ -11,10 +11,11 @@
 
 use crate::calib::extremes::{NonFinite, finite_range};
 use crate::calib::histogram::{Bin, Histogram};
+use crate::calib::pages::Pages;
 use crate::calib::scratch::Scratch;
 use crate::calib::sparse::{Fates, Sparse, few};
 use crate::simd::widest;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Leading mantissa bits that select a bin.
 pub const MANTISSA_BITS: u32 = 7;
@@ -61,7 +62,7 @@ pub struct Sketch {
     pub(crate) zero: u64,
     pub(crate) min: f32,
     pub(crate) max: f32,
-    pub(crate) pages: BTreeMap<PageKey, Box<[u64; PAGE]>>,
+    pub(crate) pages: Pages,
     /// `None` if not kept.
     pub(crate) sparse: Option<Sparse>,
 }
@@ -77,7 +78,7 @@ impl Sketch {
     #[must_use]
     pub fn new(outliers: bool) -> Self {
         let sparse = outliers.then(Sparse::default);
-        Self { count: 0, zero: 0, min: f32::INFINITY, max: f32::NEG_INFINITY, pages: BTreeMap::new(), sparse }
+        Self { count: 0, zero: 0, min: f32::INFINITY, max: f32::NEG_INFINITY, pages: Pages::default(), sparse }
     }
 
     /// The sketch of one slice, weights for example.
@@ -122,6 +123,7 @@ impl Sketch {
         self.max = self.max.max(hi);
         self.count += counted.count;
         self.zero += counted.zero;
+        self.pages.reserve(self.count);
         let top = self.top();
         let mut sparse = self.sparse.take();
         if top > old_top
@@ -134,10 +136,7 @@ impl Sketch {
         let mut fates = Fates::default();
         for (negative, pages) in [(true, &counted.negative), (false, &counted.positive)] {
             for new in pages {
-                let page = self.page(page_key(negative, new.exponent));
-                for (sum, &count) in page.iter_mut().zip(&new.counts) {
-                    *sum += u64::from(count);
-                }
+                let page = self.pages.add(page_key(negative, new.exponent), &new.counts);
                 let few = few(new.exponent, top);
                 if sparse.is_some() && few > 0 {
                     fates.note(page_slot(negative, new.exponent), few, page, &new.counts, scratch);
@@ -162,14 +161,14 @@ impl Sketch {
         let top = self.top();
         let mut bins = Vec::new();
         // By number, the negative ones come last, from the smallest magnitude.
-        for (&key, counts) in self.pages.range(0..).chain(self.pages.range(..0).rev()) {
+        let (positive, negative) =
+            (self.pages.iter().filter(|(key, _)| *key >= 0), self.pages.iter().filter(|(key, _)| *key < 0));
+        for (key, counts) in positive.chain(negative.rev()) {
             let (negative, exponent) = split_key(key);
             let few = few(exponent, top);
             if few > 0 {
                 let numbered = (page_slot(negative, exponent)..).zip(counts.iter());
-                bins.extend(
-                    numbered.filter(|(_, count)| (1..=few).contains(*count)).map(|(slot, &count)| (slot, count as usize)),
-                );
+                bins.extend(numbered.filter(|(_, count)| (1..=few).contains(count)).map(|(slot, count)| (slot, count as usize)));
             }
         }
         bins
@@ -180,20 +179,15 @@ impl Sketch {
         self.sparse_bins().into_iter().map(|(slot, _)| slot).collect()
     }
 
-    fn page(&mut self, key: PageKey) -> &mut [u64; PAGE] {
-        self.pages.entry(key).or_insert_with(|| Box::new([0; PAGE]))
-    }
-
     /// Adds another sketch. Commutative and associative, exactly.
     pub fn merge(&mut self, other: &Self) {
         self.count += other.count;
         self.zero += other.zero;
         self.min = self.min.min(other.min);
         self.max = self.max.max(other.max);
-        for (&key, counts) in &other.pages {
-            for (sum, count) in self.page(key).iter_mut().zip(counts.iter()) {
-                *sum += count;
-            }
+        self.pages.reserve(self.count);
+        for (key, page) in other.pages.iter() {
+            self.pages.add_all(key, page.iter());
         }
         // What one of them has not kept, the sum cannot have.
         self.sparse = self.sparse.take().zip(other.sparse.as_ref()).map(|(mut sparse, more)| {
@@ -238,15 +232,16 @@ impl Sketch {
         let group = PAGE >> bits.min(MANTISSA_BITS);
         let mut bins = Vec::new();
         let mut zero_pending = self.zero;
-        for (&key, counts) in &self.pages {
+        for (key, counts) in self.pages.iter() {
             if key >= 0 && zero_pending > 0 {
                 bins.push(Bin::point(0.0, zero_pending));
                 zero_pending = 0;
             }
             let (negative, exponent) = split_key(key);
             let start = bins.len();
-            for (j, counts) in counts.chunks(group).enumerate() {
-                let count: u64 = counts.iter().sum();
+            let mut counts = counts.iter();
+            for j in 0..PAGE / group {
+                let count: u64 = counts.by_ref().take(group).sum();
                 let sparse = self.sparse.as_ref().filter(|_| points);
                 let known = sparse.map_or(&[][..], |sparse| sparse.of(page_slot(negative, exponent) + j as u16));
                 if !known.is_empty() {

@@ -8,11 +8,14 @@
 //! sketch keeps, the sketch of no part of them has dropped: the result is the same in any order, and merges exactly.
 
 use crate::calib::extremes::BLOCK;
+use crate::calib::pages::Page;
 use crate::calib::scratch::Scratch;
 use crate::calib::sketch::{MANTISSA_BITS, PAGE, SHIFT, slot};
 
 /// The sketch's bins are wider than one of 2^11 equal bins, KL's own number, in so many octaves.
 const OCTAVES: u32 = 11 - MANTISSA_BITS;
+/// Elements that are looked at side by side: a byte of a word for each.
+const LANES: usize = size_of::<u128>();
 
 /// How many elements a bin with this exponent keeps, `top` being the largest magnitude's: so many equal bins it spans, on data of both
 /// signs. With more elements than that, they are taken as spread over them all. 0 where it spans one.
@@ -20,6 +23,25 @@ const OCTAVES: u32 = 11 - MANTISSA_BITS;
 pub(crate) fn few(exponent: u16, top: u16) -> u64 {
     let below = u32::from(top.saturating_sub(exponent));
     if below < OCTAVES { 1 << (OCTAVES - below) } else { 0 }
+}
+
+/// Adds those elements of `part` that are `outer` and in bins that are to be kept.
+#[inline(always)]
+fn take(part: &[f32], outer: impl Fn(f32) -> bool, scratch: &Scratch, fresh: &mut Vec<u32>) {
+    for part in part.chunks(LANES) {
+        let mut found = [0; LANES];
+        for (found, &x) in found.iter_mut().zip(part) {
+            *found = u8::from(outer(x));
+        }
+        let mut found = u128::from_le_bytes(found);
+        while found != 0 {
+            let bits = part.get(found.trailing_zeros() as usize / 8).map_or(0, |x| x.to_bits());
+            if scratch.get(slot(bits)) == Fate::Keep as u16 {
+                fresh.push(bits);
+            }
+            found &= found - 1;
+        }
+    }
 }
 
 /// The elements kept, their bits ascending.
@@ -55,10 +77,25 @@ impl Default for Fates {
 impl Fates {
     /// Notes what becomes of the bins of a page, the first of which is `first`, now that `counts` have been added to it; they keep [`few`].
     #[inline(always)]
-    pub(crate) fn note(&mut self, first: u16, few: u64, page: &[u64; PAGE], counts: &[u32; PAGE], scratch: &mut Scratch) {
+    pub(crate) fn note(&mut self, first: u16, few: u64, page: Page<'_>, counts: &[u32; PAGE], scratch: &mut Scratch) {
+        match page {
+            Page::Narrow(sums) => self.note_in(first, few, sums, counts, scratch),
+            Page::Wide(sums) => self.note_in(first, few, sums, counts, scratch),
+        }
+    }
+
+    #[inline(always)]
+    fn note_in<C: Copy + Into<u64>>(
+        &mut self,
+        first: u16,
+        few: u64,
+        sums: &[C; PAGE],
+        counts: &[u32; PAGE],
+        scratch: &mut Scratch,
+    ) {
         let kept = |sum: u64, count: u64| (count > 0) & (sum <= few);
         let forgotten = |sum: u64, count: u64| (count > 0) & (sum > few) & (sum - count <= few) & (sum > count);
-        let bins = || page.iter().zip(counts).map(|(&sum, &count)| (sum, u64::from(count)));
+        let bins = || sums.iter().zip(counts).map(|(&sum, &count)| (sum.into(), u64::from(count)));
         // Most pages hold neither, which vectors see faster than branches.
         if !bins().fold(false, |any, (sum, count)| any | kept(sum, count) | forgotten(sum, count)) {
             return;
@@ -115,18 +152,13 @@ impl Sparse {
                 if (*lo > below) & (*hi < above) {
                     continue;
                 }
-                for part in block.chunks(16) {
-                    let mut found = [0; 16];
-                    for (found, &x) in found.iter_mut().zip(part) {
-                        *found = u8::from(outer(x));
+                for part in block.chunks(4 * LANES) {
+                    let mut any = false;
+                    for &x in part {
+                        any |= outer(x);
                     }
-                    let mut found = u128::from_le_bytes(found);
-                    while found != 0 {
-                        let bits = part.get(found.trailing_zeros() as usize / 8).map_or(0, |x| x.to_bits());
-                        if scratch.get(slot(bits)) == Fate::Keep as u16 {
-                            fresh.push(bits);
-                        }
-                        found &= found - 1;
+                    if any {
+                        take(part, outer, scratch, &mut fresh);
                     }
                 }
             }
