@@ -89,7 +89,8 @@ pub struct WriteError {
 /// Writes a file through a temporary one in the same folder, which is renamed once its content is complete and on disk.
 ///
 /// A reader therefore never sees half a file, and a failure leaves the previous content as it was. `fill` gets a
-/// buffered writer. A path that exists and is no regular file (`/dev/stdout`, a pipe) is written to directly.
+/// buffered writer. A link's target is replaced, not the link. A path that exists and is no regular file (a pipe, a device), and an open
+/// file by its number (`/dev/stdout`), is written to directly.
 ///
 /// # Errors
 /// [`WriteError`] if the temporary file cannot be made, filled, flushed or renamed.
@@ -98,19 +99,35 @@ pub fn write_atomic(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result
 }
 
 fn write(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    if std::fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir()) {
+    if is_direct(path) {
         let mut w = BufWriter::new(OpenOptions::new().write(true).open(path)?);
         fill(&mut w)?;
         return w.flush();
     }
-    let mut temporary = Temporary::beside(path)?;
+    let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mut temporary = Temporary::beside(&target)?;
     match fill_file(&mut temporary.file, fill) {
-        Ok(()) => temporary.persist(path),
+        Ok(()) => temporary.persist(&target),
         Err(e) => {
             temporary.remove();
             Err(e)
         }
     }
+}
+
+/// Whether a path is written to directly, not through a temporary file.
+pub fn is_direct(path: &Path) -> bool {
+    is_open_file(path) || std::fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir())
+}
+
+/// Whether a path names a file that this process has open: what it leads to may look like any other file.
+fn is_open_file(path: &Path) -> bool {
+    ["/dev/stdout", "/dev/stderr", "/dev/fd", "/proc/self/fd"].iter().any(|open| path.starts_with(open))
+}
+
+/// Whether what is written to a path comes out of standard output.
+pub fn is_stdout(path: &Path) -> bool {
+    ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|open| path == Path::new(open))
 }
 
 fn fill_file(file: &mut NamedTempFile, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// What `f` gives for every index below `n`, in their order.
@@ -16,34 +16,35 @@ pub(crate) fn map<T: Send>(n: usize, threads: usize, f: impl Fn(usize) -> T + Sy
 /// The same for work that may fail, with a state of its own for each thread (an executor's session), which `state` makes on that thread.
 ///
 /// # Errors
-/// A thread's without a state; else the failure with the lowest index, whichever thread met it. What comes after a failure may not be tried.
+/// A thread's without a state; else the failure with the lowest index, whichever thread met it. What comes after a failure may not be tried;
+/// what comes before something that is tried is tried too, so that one may wait for the other.
 pub(crate) fn try_map<S, T: Send, E: Send>(
     n: usize,
     threads: usize,
     state: impl Fn() -> Result<S, E> + Sync,
     f: impl Fn(&mut S, usize) -> Result<T, E> + Sync,
 ) -> Result<Vec<T>, E> {
-    let (next, failed_at) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
+    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let results: Mutex<BTreeMap<usize, Result<T, E>>> = Mutex::new(BTreeMap::new());
     let stateless = Mutex::new(None);
     let work = || {
         let mut state = match state() {
             Ok(state) => state,
             Err(error) => {
-                failed_at.store(0, Ordering::Release);
+                failed.store(true, Ordering::Release);
                 *stateless.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                 return;
             }
         };
-        loop {
+        while !failed.load(Ordering::Acquire) {
+            // Indices are handed out in order and all of them are tried, so the lowest that fails is always met.
             let i = next.fetch_add(1, Ordering::Relaxed);
-            // Indices are handed out in order, so the lowest that fails is always met.
-            if i >= n || i > failed_at.load(Ordering::Acquire) {
+            if i >= n {
                 return;
             }
             let result = f(&mut state, i);
             if result.is_err() {
-                failed_at.fetch_min(i, Ordering::AcqRel);
+                failed.store(true, Ordering::Release);
             }
             results.lock().unwrap_or_else(PoisonError::into_inner).insert(i, result);
         }
@@ -64,6 +65,7 @@ pub(crate) fn try_map<S, T: Send, E: Send>(
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use std::sync::Condvar;
 
     #[test]
     fn results_stand_in_order_whatever_the_threads() {
@@ -82,6 +84,27 @@ mod tests {
                 let stateless: Result<Vec<usize>, &str> = try_map(40, threads, || Err("none"), |(), i| Ok(i));
                 assert_eq!(stateless, Err("none"));
             }
+        }
+    }
+
+    /// Each waits for the one before it, as who adds up in order does.
+    #[test]
+    fn whoever_waits_for_an_earlier_index_is_not_left_waiting() {
+        for _ in 0..200 {
+            let (turn, next) = (Mutex::new(0), Condvar::new());
+            let found = try_map(
+                40,
+                4,
+                || Ok(()),
+                |(), i| {
+                    let failed = i == 7;
+                    let mut turn = next.wait_while(turn.lock().unwrap(), |turn| *turn != i).unwrap();
+                    *turn += 1;
+                    next.notify_all();
+                    if failed { Err(i) } else { Ok(()) }
+                },
+            );
+            assert_eq!(found, Err(7));
         }
     }
 

@@ -28,7 +28,7 @@ pub use constants::{constants_path, with_plan_constants, write_constants};
 pub use error::PipelineError;
 pub use evaluate::{Evaluation, SampleOutputs, evaluate, evaluate_kept, forward, is_quantised, runnable, top};
 pub use levels::has_codebooks;
-pub use load::{Source, digest, encoded_bytes, file_bytes, load, op_counts, read};
+pub use load::{Source, data_files, digest, encoded_bytes, file_bytes, load, op_counts, read};
 pub use quantise::{
     fix_batch, lower, merge_stats, missing_note, plan, read_plan, read_stats, unknown_names, violations, write_plan, write_stats,
 };

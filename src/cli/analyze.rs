@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::ValueHint;
 
 use super::error::CliError;
-use super::options::{Calibration as CalibrationData, Configuration, Targeting, Threads, check_outputs, note_samples};
+use super::options::{Calibration as CalibrationData, Configuration, Targeting, Threads, check_outputs, note_calibration};
 use super::progress::Bar;
 use super::terminal::{Terminal, json};
 use crate::fs::write_atomic;
@@ -48,13 +48,13 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
     let outputs: Vec<&std::path::Path> = args.output.iter().map(PathBuf::as_path).collect();
-    check_outputs(&[&args.model, &args.data.calib], &outputs)?;
+    check_outputs(terminal, &[&args.model, &args.data.calib], &outputs)?;
     let config = args.config.load(terminal)?;
     let source = pipeline::load(&args.model)?;
     source.require_sites()?;
     let feed = Feed::new(&args.model, &source.model, &args.data.data_options(&config))?;
     let samples = feed.open(&args.data.calib)?;
-    note_samples(&samples, terminal);
+    note_calibration(&samples, terminal);
     let options = feed.engine_options();
     let engine = pipeline::engine_of(&source, &config, &options)?;
     let stats = {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::ValueHint;
 
 use super::error::CliError;
-use super::options::{Calibration as CalibrationData, Configuration, Threads, check_outputs, note_samples};
+use super::options::{Calibration as CalibrationData, Configuration, Threads, check_outputs, note_calibration};
 use super::progress::Bar;
 use super::terminal::Terminal;
 use crate::calib::Part;
@@ -48,13 +48,13 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
-    check_outputs(&[&args.model, &args.data.calib], &[&args.output])?;
+    check_outputs(terminal, &[&args.model, &args.data.calib], &[&args.output])?;
     let config = args.config.load(terminal)?;
     let source = pipeline::load(&args.model)?;
     source.require_sites()?;
     let feed = Feed::new(&args.model, &source.model, &args.data.data_options(&config))?;
     let samples = feed.open(&args.data.calib)?;
-    note_samples(&samples, terminal);
+    note_calibration(&samples, terminal);
     let engine = pipeline::engine_of(&source, &config, &feed.engine_options())?;
     let stats = {
         let bar = Bar::new(terminal, "calibrating");

@@ -6,7 +6,7 @@ use clap::ValueHint;
 
 use super::error::CliError;
 use super::lower::emit;
-use super::options::{Emission, check_outputs};
+use super::options::{Emission, check_data, check_outputs};
 use super::terminal::Terminal;
 use crate::pipeline;
 
@@ -25,8 +25,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
-    check_outputs(&[&args.model], &[&args.output.output])?;
+    check_outputs(terminal, &[&args.model], &[&args.output.output])?;
     let mut source = pipeline::load(&args.model)?;
+    check_data(&source.data, &args.output.output)?;
     let operators = |ops: &std::collections::BTreeMap<String, usize>| ops.values().sum::<usize>();
     let before = operators(&source.ops);
     let after = operators(&pipeline::op_counts(&source.model));

@@ -8,7 +8,9 @@ use clap::ValueHint;
 
 use super::error::CliError;
 use super::lower::emit;
-use super::options::{Calibration, Configuration, Emission, Searching, Targeting, Threads, check_outputs, note_samples};
+use super::options::{
+    Calibration, Configuration, Emission, Searching, Targeting, Threads, check_data, check_outputs, note_calibration,
+};
 use super::progress::Bar;
 use super::terminal::{Terminal, json};
 use crate::config::Config;
@@ -109,7 +111,7 @@ pub(super) fn run(args: Args, terminal: &Terminal) -> Result<(), CliError> {
     let more = [&args.save_stats, &args.save_plan, &args.report];
     let outputs: Vec<&Path> =
         std::iter::once(&args.output.output).chain(more.into_iter().flatten()).map(PathBuf::as_path).collect();
-    check_outputs(&[&args.model, &args.data.calib], &outputs)?;
+    check_outputs(terminal, &[&args.model, &args.data.calib], &outputs)?;
     let mut clock = Clock::new();
     let mut made = make(&args, terminal, &mut clock)?;
     // Nothing is written before everything has succeeded.
@@ -137,9 +139,10 @@ fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, Cli
     args.effort.configure(&mut config)?;
     let source = pipeline::load(&args.model)?;
     source.require_sites()?;
+    check_data(&source.data, &args.output.output)?;
     let feed = Feed::new(&args.model, &source.model, &args.data.data_options(&config))?;
     let samples = feed.open(&args.data.calib)?;
-    note_samples(&samples, terminal);
+    note_calibration(&samples, terminal);
     clock.end("load");
     let float = pipeline::engine_of(&source, &config, &feed.engine_options())?;
     let kept = Kept::new(if args.effort.searches() { COMPARED } else { COMPARED_FAST }, &samples);

@@ -11,7 +11,9 @@ pub(super) fn install(quiet: bool) {
     use crate::fs::discard_unfinished;
 
     // Without a handler the signal ends the process all the same, save that a temporary file may stay.
-    let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]) else { return };
+    // What the parent had ignored (nohup, a script's background jobs) stays ignored.
+    let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&signal| !ignored(signal));
+    let Ok(mut signals) = signal_hook::iterator::Signals::new(wanted) else { return };
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             // Held to the end: no other thread may begin a file now.
@@ -22,6 +24,14 @@ pub(super) fn install(quiet: bool) {
             std::process::exit(128 + signal);
         }
     });
+}
+
+/// Whether a signal is ignored, as far as the system tells without unsafe code.
+#[cfg(unix)]
+fn ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|l| l.strip_prefix("SigIgn:")).and_then(|m| u64::from_str_radix(m.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 /// Other systems end the process; a temporary file may stay.

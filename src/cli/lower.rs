@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueHint;
 
 use super::error::CliError;
-use super::options::{Emission, check_outputs};
+use super::options::{Emission, check_data, check_outputs};
 use super::terminal::Terminal;
 use crate::ir::Model;
 use crate::onnx;
@@ -31,9 +31,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
-    check_outputs(&[&args.model, &args.plan], &[&args.output.output])?;
+    check_outputs(terminal, &[&args.model, &args.plan], &[&args.output.output])?;
     let plan = pipeline::read_plan(&args.plan)?;
     let source = pipeline::with_plan_constants(pipeline::load(&args.model)?, &plan, &args.plan)?;
+    check_data(&source.data, &args.output.output)?;
     let (mut model, report) = pipeline::lower(&source, &plan)?;
     emit(&args.model, &mut model, &args.output)?;
     report.notes.iter().for_each(|n| terminal.note(n));

@@ -28,7 +28,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
     let inputs: Vec<&Path> = args.stats.iter().map(PathBuf::as_path).collect();
-    check_outputs(&inputs, &[&args.output])?;
+    check_outputs(terminal, &inputs, &[&args.output])?;
     let stats = pipeline::merge_stats(&args.stats)?;
     pipeline::missing_note(&stats).iter().for_each(|n| terminal.warning(n));
     pipeline::write_stats(&stats, &args.output)?;

@@ -131,7 +131,7 @@ fn dispatch(command: Command, terminal: &Terminal) -> Result<(), CliError> {
         Command::Eval(args) => eval::run(&args, terminal),
         Command::Diff(args) => diff::run(&args, terminal),
         Command::Completions(args) => completions::run(&args, &mut Cli::command(), terminal),
-        Command::Roundtrip(args) => roundtrip::run(&args),
+        Command::Roundtrip(args) => roundtrip::run(&args, terminal),
     }
 }
 

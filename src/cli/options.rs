@@ -8,8 +8,8 @@ use clap::{ValueEnum, ValueHint};
 use super::error::CliError;
 use super::terminal::Terminal;
 use crate::config::{self, Config};
-use crate::fs::check_writable;
-use crate::onnx::ExternalData;
+use crate::fs::{check_writable, is_direct, is_stdout};
+use crate::onnx::{ExternalData, data_path};
 use crate::pipeline::{DataOptions, MEASURED_ON, PipelineError, Samples};
 use crate::quant::Target;
 
@@ -184,9 +184,13 @@ impl Searching {
             (search.widen_to_db, search.widen_to_cost, search.clip) = (None, None, false);
         }
         for budget in &self.budget {
-            match *budget {
-                Budget::Decibels(db) => search.widen_to_db = Some(db),
-                Budget::Cost(times) => search.widen_to_cost = Some(times),
+            let before = match *budget {
+                Budget::Decibels(db) => search.widen_to_db.replace(db),
+                Budget::Cost(times) => search.widen_to_cost.replace(times),
+            };
+            if before.is_some() {
+                let what = "--budget says two SQNRs or two costs: give one of each at most";
+                return Err(CliError::Refused(what.to_owned()));
             }
         }
         Ok(())
@@ -245,34 +249,29 @@ pub(super) fn external_data(always: bool) -> ExternalData {
     if always { ExternalData::Always } else { ExternalData::WhenNeeded }
 }
 
-/// Refuses, before any work, an output that cannot be written or that would replace an input or another output.
-pub(super) fn check_outputs(inputs: &[&Path], outputs: &[&Path]) -> Result<(), CliError> {
-    let real = |p: &Path| p.canonicalize().unwrap_or_else(|_| p.to_owned());
+/// Refuses, before any work, an output that cannot be written or that would replace an input or another output. Words leave standard
+/// output to a file that is written there.
+pub(super) fn check_outputs(terminal: &Terminal, inputs: &[&Path], outputs: &[&Path]) -> Result<(), CliError> {
     for (i, output) in outputs.iter().enumerate() {
-        let shown = output.display();
-        if inputs.iter().any(|p| real(p) == real(output)) {
-            return Err(CliError::Refused(format!(
-                "{shown} is an input of this command and would be overwritten: give another output"
-            )));
+        if is_stdout(output) {
+            terminal.leave_stdout();
         }
+        refuse_inputs(inputs, output)?;
+        let shown = output.display();
         if outputs.iter().take(i).any(|p| real(p) == real(output)) {
             return Err(CliError::Refused(format!("{shown} is given for two outputs: give each its own file")));
         }
         if output.is_dir() {
             return Err(CliError::Refused(format!("{shown} is a folder: give the name of a file")));
         }
-        let folder = match output.parent() {
-            Some(p) if !p.as_os_str().is_empty() => p,
-            _ => Path::new("."),
-        };
+        let folder = folder_of(output);
         if !folder.is_dir() {
             return Err(CliError::Refused(format!(
                 "cannot write {shown}: the folder {} does not exist; create it first",
                 folder.display()
             )));
         }
-        // A pipe or a device is written directly.
-        if output.exists() && !output.is_file() {
+        if is_direct(output) {
             continue;
         }
         // A file that can be made and removed there is the only reliable sign of a writable folder.
@@ -283,6 +282,36 @@ pub(super) fn check_outputs(inputs: &[&Path], outputs: &[&Path]) -> Result<(), C
     Ok(())
 }
 
+/// Refuses to write a model, beside which a data file may appear, where the data of its own input lie.
+pub(super) fn check_data(data: &[PathBuf], output: &Path) -> Result<(), CliError> {
+    let data: Vec<&Path> = data.iter().map(PathBuf::as_path).collect();
+    refuse_inputs(&data, output)?;
+    refuse_inputs(&data, &data_path(output))
+}
+
+fn refuse_inputs(inputs: &[&Path], output: &Path) -> Result<(), CliError> {
+    if inputs.iter().any(|p| real(p) == real(output)) {
+        return Err(CliError::Refused(format!(
+            "{} is an input of this command and would be overwritten: give another output",
+            output.display()
+        )));
+    }
+    Ok(())
+}
+
+/// The file that a path leads to, whether it exists or not.
+fn real(path: &Path) -> PathBuf {
+    let beside = || Some(folder_of(path).canonicalize().ok()?.join(path.file_name()?));
+    path.canonicalize().ok().or_else(beside).unwrap_or_else(|| path.to_owned())
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    }
+}
+
 /// The system's words without the path of a temporary file.
 fn plain(e: &std::io::Error) -> String {
     std::io::Error::from(e.kind()).to_string()
@@ -291,4 +320,15 @@ fn plain(e: &std::io::Error) -> String {
 /// Tells what may surprise about data.
 pub(super) fn note_samples(samples: &Samples, terminal: &Terminal) {
     samples.dataset().notes().iter().for_each(|n| terminal.note(n));
+}
+
+/// The same of data to calibrate on, which take whole batches.
+pub(super) fn note_calibration(samples: &Samples, terminal: &Terminal) {
+    note_samples(samples, terminal);
+    let (left_over, batch) = (samples.left_over(), samples.batch());
+    if left_over > 0 {
+        terminal.note(&format!(
+            "the last {left_over} of the samples are not calibrated on: the model takes {batch} at once, and one that fills up a batch would count twice"
+        ));
+    }
 }

@@ -39,7 +39,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
-    check_outputs(&[&args.model, &args.stats], &[&args.output])?;
+    check_outputs(terminal, &[&args.model, &args.stats], &[&args.output])?;
     let config = args.config.load(terminal)?;
     let source = pipeline::load(&args.model)?;
     source.require_sites()?;

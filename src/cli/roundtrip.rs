@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use clap::ValueHint;
 
 use super::error::CliError;
-use super::options::{check_outputs, external_data};
+use super::options::{check_data, check_outputs, external_data};
+use super::terminal::Terminal;
 use crate::onnx;
-use crate::pipeline::{PipelineError, read};
+use crate::pipeline::{PipelineError, data_files, read};
 
 /// Read a model and write it again
 #[derive(Debug, clap::Args)]
@@ -25,9 +26,10 @@ pub(super) struct Args {
     external_data: bool,
 }
 
-pub(super) fn run(args: &Args) -> Result<(), CliError> {
-    check_outputs(&[&args.input], &[&args.output])?;
+pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
+    check_outputs(terminal, &[&args.input], &[&args.output])?;
     let model = read(&args.input)?;
+    check_data(&data_files(&args.input, &model), &args.output)?;
     let failed = |source| PipelineError::Write { path: args.output.clone(), source };
     Ok(onnx::write(&model, &args.output, external_data(args.external_data)).map_err(failed)?)
 }

@@ -74,7 +74,7 @@ struct Prediction {
 pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
     if let Some(output) = &args.output {
         let inputs: Vec<_> = std::iter::once(&args.model).chain(&args.input).map(PathBuf::as_path).collect();
-        check_outputs(&inputs, &[output])?;
+        check_outputs(terminal, &inputs, &[output])?;
     }
     let model = read(&args.model)?;
     if args.mode == Mode::Fp32 && is_quantised(&model) {

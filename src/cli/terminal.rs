@@ -1,5 +1,6 @@
 //! Standard output and standard error.
 
+use std::cell::Cell;
 use std::fmt::Display;
 use std::io::{ErrorKind, IsTerminal, Write};
 
@@ -11,16 +12,23 @@ use super::error::CliError;
 #[derive(Debug)]
 pub(super) struct Terminal {
     quiet: bool,
+    /// Whether standard output takes a file.
+    taken: Cell<bool>,
 }
 
 impl Terminal {
     pub(super) fn new(quiet: bool) -> Self {
-        Terminal { quiet }
+        Terminal { quiet, taken: Cell::new(false) }
+    }
+
+    /// From here on standard output takes a file: words go to standard error.
+    pub(super) fn leave_stdout(&self) {
+        self.taken.set(true);
     }
 
     /// The result, to standard output. A reader that has gone away is no error.
     pub(super) fn print(&self, text: &str) -> Result<(), CliError> {
-        let mut out = std::io::stdout().lock();
+        let mut out: Box<dyn Write> = if self.taken.get() { Box::new(std::io::stderr()) } else { Box::new(std::io::stdout()) };
         match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
             Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(CliError::Stdout(e)),
             _ => Ok(()),

@@ -215,7 +215,7 @@ impl<'a> Reader<'a> {
                 "percentile_alpha" => e.percentile_alpha = Some(self.fraction(key, value, 0.5)?),
                 "percentile_sigma" => e.percentile_sigma = Some(self.fraction(key, value, 0.0)?),
                 "kl_bins" | "kv_bins" => {
-                    let bins = self.integer(key, value, 128, 65536)?;
+                    let bins = self.integer(key, value, 128, 16384)?;
                     if e.kl_bins.replace(bins).is_some() {
                         let reason = "`kl_bins` and `kv_bins` are two spellings of one key: keep one of them.";
                         return Err(self.error(key.line, reason.to_owned()));

@@ -242,7 +242,7 @@ pub struct Entry {
     /// `percentile_sigma`, in (0, 1].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub percentile_sigma: Option<f64>,
-    /// `kl_bins` or `kv_bins`, 128 to 65536.
+    /// `kl_bins` or `kv_bins`, 128 to 16384: what the observer takes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_bins: Option<u32>,
     /// `log2_fraction_bits`, 0 to 4.

@@ -87,7 +87,8 @@ fn write_chunks(w: &mut dyn Write, chunks: &[(usize, Bytes)]) -> std::io::Result
     Ok(())
 }
 
-fn data_path(path: &Path) -> PathBuf {
+/// The data file of a model at `path`: `PATH.data`.
+pub fn data_path(path: &Path) -> PathBuf {
     let mut name: OsString = path.as_os_str().to_owned();
     name.push(".data");
     PathBuf::from(name)

@@ -21,5 +21,5 @@ pub mod proto {
 pub use error::OnnxError;
 pub use export::to_proto;
 pub use external::{DataFiles, NoDataFiles};
-pub use file::{ExternalData, encode, read, write};
+pub use file::{ExternalData, data_path, encode, read, write};
 pub use import::{MAX_IR_VERSION, from_proto};

@@ -11,11 +11,12 @@ use std::collections::BTreeMap;
 
 use super::evaluate::forward_some;
 use super::{Calibration, PipelineError, Source, lower, plan, runnable};
-use crate::calib::{Part, Progress, Stats, ValueStats};
+use crate::calib::{Part, Progress, SampleSource, Stats, ValueStats};
 use crate::config::Config;
 use crate::ir::{NewOp, Tensor};
 use crate::quant::{QuantPlan, Target};
 use crate::runtime::tract::EngineOptions;
+use crate::tune::objective::Distance;
 use crate::vit::{Site, SiteRef};
 
 /// A tail is massive when the largest value is this many times the 99.9th percentile.
@@ -184,15 +185,12 @@ impl ClipSearch<'_> {
 
     /// SQNR of the logits with these clips, in dB.
     fn score(&self, heights: &Heights, reference: &[Vec<f32>]) -> Result<f64, PipelineError> {
-        let parts = (self.samples.groups() * self.samples.batch() / TRIED_ON).max(1);
+        let parts = (self.samples.len() * self.samples.batch() / TRIED_ON).max(1);
         let (_, plan) = self.planned(heights, Part::new(0, parts)?)?;
         let (model, _) = lower(self.source, &plan)?;
         let engine = runnable(&self.source.path, model, self.options)?;
         let found = forward_some(&engine, self.samples, TRIED_ON, self.threads)?;
-        let pairs = || reference.iter().zip(&found).flat_map(|(a, b)| a.iter().zip(b));
-        let signal: f64 = pairs().map(|(a, _)| f64::from(*a).powi(2)).sum();
-        let noise: f64 = pairs().map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
-        Ok(10.0 * (signal / noise.max(f64::MIN_POSITIVE)).log10())
+        Ok(Distance::between(reference, &found).sqnr_db())
     }
 }
 

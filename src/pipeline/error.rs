@@ -72,6 +72,20 @@ pub enum PipelineError {
         /// How many classes the model has.
         classes: usize,
     },
+    /// Outputs that are not numbers: nothing can be said of them.
+    #[error(
+        "{whose} first output has {count} values of {of} that are NaN or infinite on the sample {sample}: check the model and the preprocessing of its input"
+    )]
+    NotFinite {
+        /// `the model's` or `the reference's`.
+        whose: &'static str,
+        /// The sample.
+        sample: String,
+        /// How many values are not finite.
+        count: usize,
+        /// Of how many.
+        of: usize,
+    },
     /// Two models whose outputs cannot be compared.
     #[error(
         "the model's first output has {found} values a sample, and the reference's has {expected}: give the float model that this one was compiled from"

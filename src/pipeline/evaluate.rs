@@ -222,6 +222,13 @@ fn score_sample(group: &Group, i: usize, logits: &[&ArrayD<f32>]) -> Result<Scor
     let mut rows = logits.iter().map(|a| flat(a));
     let x = rows.next().ok_or(PipelineError::NoOutput)?;
     let reference = rows.next();
+    for (whose, values) in std::iter::once(("the model's", &x)).chain(reference.iter().map(|r| ("the reference's", r))) {
+        let count = values.iter().filter(|v| !v.is_finite()).count();
+        if count > 0 {
+            let sample = group.names.get(i).cloned().unwrap_or_default();
+            return Err(PipelineError::NotFinite { whose, sample, count, of: values.len() });
+        }
+    }
     let mut s = Score { many_classes: x.len() > 5, ..Score::default() };
     let best = top(&x, 5);
     if let Some(label) = group.labels.get(i).copied().flatten() {

@@ -1,6 +1,6 @@
 //! From a file to a recognised model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -28,6 +28,8 @@ pub struct Source {
     pub vit: Vit,
     /// Bytes of the file and of the data files that it names.
     pub bytes: u64,
+    /// The data files that it names.
+    pub data: Vec<PathBuf>,
     /// The file's operators by type.
     pub ops: BTreeMap<String, usize>,
     digest: OnceLock<Digest>,
@@ -48,10 +50,10 @@ pub fn read(path: &Path) -> Result<Model, PipelineError> {
 /// When the file cannot be read or has no canonical form.
 pub fn load(path: &Path) -> Result<Source, PipelineError> {
     let mut model = read(path)?;
-    let (bytes, ops) = (file_bytes(path, &model), op_counts(&model));
+    let (bytes, data, ops) = (file_bytes(path, &model), data_files(path, &model), op_counts(&model));
     let canon = canon::canonicalise(&mut model).map_err(|source| PipelineError::Canon { path: path.to_owned(), source })?;
     let vit = vit::recognise(&model.graph);
-    Ok(Source { path: path.to_owned(), model, canon, vit, bytes, ops, digest: OnceLock::new() })
+    Ok(Source { path: path.to_owned(), model, canon, vit, bytes, data, ops, digest: OnceLock::new() })
 }
 
 impl Source {
@@ -97,6 +99,7 @@ impl Source {
             canon: self.canon.clone(),
             vit: self.vit.clone(),
             bytes: self.bytes,
+            data: self.data.clone(),
             ops: self.ops.clone(),
             digest: OnceLock::from(self.digest()),
         })
@@ -152,12 +155,15 @@ pub fn op_counts(model: &Model) -> BTreeMap<String, usize> {
 
 /// Bytes of a model file and of the data files that its tensors name; a file that is not there counts nothing.
 pub fn file_bytes(path: &Path, model: &Model) -> u64 {
-    let folder = path.parent().unwrap_or(Path::new(""));
     let size = |p: &Path| std::fs::metadata(p).map_or(0, |m| m.len());
-    let mut files: Vec<&str> = model.graph.node_ids().into_iter().filter_map(|id| location(model, id)).collect();
-    files.sort_unstable();
-    files.dedup();
-    size(path) + files.into_iter().map(|f| size(&folder.join(f))).sum::<u64>()
+    size(path) + data_files(path, model).iter().map(|f| size(f)).sum::<u64>()
+}
+
+/// The data files that a model read from `path` has its tensors in.
+pub fn data_files(path: &Path, model: &Model) -> Vec<PathBuf> {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let files: BTreeSet<&str> = model.graph.node_ids().into_iter().filter_map(|id| location(model, id)).collect();
+    files.into_iter().map(|f| folder.join(f)).collect()
 }
 
 /// Bytes of a model as one file.

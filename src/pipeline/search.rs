@@ -198,8 +198,8 @@ impl Search<'_> {
             if plan.site(&damage.site).is_some_and(may_widen) {
                 left -= damage.noise;
                 bits.insert(damage.site.clone(), WIDE);
+                frontier.push(point(damage.site, frontier.len(), left, &cost, &bits));
             }
-            frontier.push(point(damage.site, frontier.len(), left, &cost, &bits));
         }
         Ok(Sensitivity { sites, weights, measured, frontier })
     }

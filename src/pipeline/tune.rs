@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{PipelineError, Samples, Source};
+use crate::calib::SampleSource;
 use crate::calib::run::Named;
 use crate::ir::Tensor;
 use crate::quant::QuantPlan;
@@ -50,7 +51,7 @@ impl Source {
 /// When one cannot be read.
 pub fn first_samples(samples: &Samples, limit: usize) -> Result<Vec<Named>, PipelineError> {
     let mut out = Vec::new();
-    for g in 0..samples.groups() {
+    for g in 0..samples.len() {
         if out.len() * samples.batch() >= limit {
             break;
         }

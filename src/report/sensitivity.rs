@@ -44,7 +44,7 @@ pub struct Sensitivity {
     pub weights: f64,
     /// Noise over signal of the whole plan, measured.
     pub measured: f64,
-    /// From nothing widened on.
+    /// From nothing widened on. The scores' codes and the softmax's have one width only and are in no point.
     pub frontier: Vec<FrontierPoint>,
 }
 
@@ -56,7 +56,8 @@ impl Display for Sensitivity {
             "{:<34}{:>5}{:>12}{:>9}{:>9}   outputs with it and all above at 16 bits",
             "Site", "bits", "alone", "share", "on top"
         )?;
-        for (site, point) in self.sites.iter().zip(self.frontier.iter().skip(1)).take(SHOWN) {
+        for site in self.sites.iter().take(SHOWN) {
+            let point = self.frontier.iter().find(|p| p.widened == site.site);
             let alone = decibels(-10.0 * site.noise.max(1e-30).log10());
             writeln!(
                 f,
@@ -66,7 +67,7 @@ impl Display for Sensitivity {
                 alone,
                 site.share * 100.0,
                 site.on_top / self.measured.max(f64::MIN_POSITIVE) * 100.0,
-                decibels(point.sqnr_db)
+                point.map_or_else(|| "has no other width".to_owned(), |p| decibels(p.sqnr_db))
             )?;
         }
         if self.sites.len() > SHOWN {

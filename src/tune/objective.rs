@@ -25,10 +25,12 @@ impl Distance {
     /// Of outputs from a reference, sample by sample.
     pub fn between(reference: &[Vec<f32>], outputs: &[Vec<f32>]) -> Distance {
         let pairs = reference.iter().zip(outputs).flat_map(|(a, b)| a.iter().zip(b));
-        pairs.fold(Distance::default(), |d, (&a, &b)| {
+        let found = pairs.fold(Distance::default(), |d, (&a, &b)| {
             let (a, b) = (f64::from(a), f64::from(b));
             Distance { signal: d.signal + a * a, noise: d.noise + (a - b) * (a - b) }
-        })
+        });
+        // Nothing is farther away than what is no number.
+        if found.noise.is_nan() { Distance { noise: f64::INFINITY, ..found } } else { found }
     }
 
     /// 10·log10(signal / noise), in dB.

@@ -35,6 +35,15 @@ fn figures_are_those_of_the_definition() {
 }
 
 #[test]
+fn outputs_that_are_no_numbers_are_an_error_on_either_side() {
+    let (good, bad) = (logits(&[&[1.0, 2.0, 3.0]]), logits(&[&[f32::NAN, 2.0, f32::INFINITY]]));
+    let score = |x, r| score_sample(&group(&[None]), 0, &[x, r]).map(|_| ()).map_err(|e| e.to_string());
+    assert_eq!(score(&good, &good), Ok(()));
+    assert!(score(&bad, &good).unwrap_err().starts_with("the model's first output has 2 values of 3"));
+    assert!(score(&good, &bad).unwrap_err().starts_with("the reference's first output has 2 values of 3"));
+}
+
+#[test]
 fn nothing_is_claimed_of_what_was_not_measured() {
     let x = logits(&[&[1.0, 2.0]]);
     let scores = [score_sample(&group(&[None]), 0, &[&x]).unwrap()];
