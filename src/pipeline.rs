@@ -30,7 +30,8 @@ pub use evaluate::{Evaluation, SampleOutputs, evaluate, evaluate_kept, forward, 
 pub use levels::has_codebooks;
 pub use load::{Source, data_files, digest, encoded_bytes, file_bytes, load, op_counts, read};
 pub use quantise::{
-    fix_batch, lower, merge_stats, missing_note, plan, read_plan, read_stats, unknown_names, violations, write_plan, write_stats,
+    fix_batch, lower, merge_stats, missing_note, plan, read_plan, read_stats, unknown_names, unsearched, violations, write_plan,
+    write_stats,
 };
 pub use samples::{DataOptions, Feed, Samples};
 pub use search::{Found, MEASURED_ON, Search};

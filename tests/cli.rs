@@ -2,101 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::path::Path;
 
-use assert_cmd::cargo::cargo_bin;
-use tempfile::TempDir;
+#[path = "common/bench.rs"]
+mod bench;
 
-const VIT: &str = "models/digits/vit_digits.onnx";
-const CNN: &str = "models/digits/cnn_digits.onnx";
-const CALIB: &str = "models/digits/calib";
-const TEST: &str = "models/digits/test";
-const IMAGES: [&str; 4] = ["--preprocess", "inception", "--crop-pct", "1"];
-
-/// A command in the project's folder, with `@` in an argument standing for the temporary folder.
-struct Bench {
-    tmp: TempDir,
-}
-
-impl Bench {
-    fn new() -> Bench {
-        Bench { tmp: tempfile::tempdir().unwrap() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.tmp.path().join(name)
-    }
-
-    fn bytes(&self, name: &str) -> Vec<u8> {
-        std::fs::read(self.path(name)).unwrap()
-    }
-
-    fn write(&self, name: &str, content: &[u8]) {
-        let path = self.path(name);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, content).unwrap();
-    }
-
-    fn command(&self, args: &[&str]) -> std::process::Command {
-        let mut c = std::process::Command::new(cargo_bin!("vitq"));
-        c.current_dir(env!("CARGO_MANIFEST_DIR")).args(args.iter().map(|a| a.replace('@', self.tmp.path().to_str().unwrap())));
-        c
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    /// Runs what must succeed; gives standard output.
-    fn ok(&self, args: &[&str]) -> String {
-        let out = self.run(args);
-        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
-        String::from_utf8(out.stdout).unwrap()
-    }
-
-    /// Runs what must fail with exit code 1, one paragraph on standard error, nothing on standard output and no new file.
-    fn fails(&self, args: &[&str]) -> String {
-        let before = files(self.tmp.path());
-        let out = self.run(args);
-        let stderr = String::from_utf8(out.stderr).unwrap();
-        assert_eq!(out.status.code(), Some(1), "{args:?}: {stderr}");
-        assert_eq!(String::from_utf8_lossy(&out.stdout), "", "{args:?}");
-        assert_eq!(files(self.tmp.path()), before, "{args:?} left a file behind");
-        assert!(stderr.starts_with("error: ") && stderr.lines().count() == 1, "one paragraph expected: {stderr}");
-        assert!(!stderr.contains("panicked") && !stderr.contains('\u{1b}'), "{stderr}");
-        stderr.replace(self.tmp.path().to_str().unwrap(), "[TMP]")
-    }
-
-    /// Compiles for a target on four images into `@/NAME`.
-    fn compile(&self, target: &str, name: &str, more: &[&str]) -> String {
-        self.compile_on("4", target, name, more)
-    }
-
-    /// On so many images: what four show of a channel is not what it holds.
-    fn compile_on(&self, images: &str, target: &str, name: &str, more: &[&str]) -> String {
-        let output = format!("@/{name}");
-        let mut args = vec!["compile", VIT, "--calib", CALIB, "--calib-limit", images, "--target", target, "-o", &output];
-        args.extend(IMAGES);
-        args.extend(more);
-        self.ok(&args)
-    }
-}
-
-/// Every file and folder below a folder.
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let mut out = Vec::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            out.extend(files(&path));
-        }
-        out.push(path);
-    }
-    out.sort();
-    out
-}
+use bench::{Bench, CALIB, CNN, IMAGES, TEST, VIT, files, with};
 
 fn snapshot(name: &str, text: &str) {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/snapshots/cli");
@@ -113,10 +24,6 @@ fn refused(name: &str, b: &Bench, args: &[&str]) {
     all.extend(args);
     all.extend(["-o", "@/out.onnx"]);
     snapshot(name, &b.fails(&all));
-}
-
-fn with<'a>(args: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
-    [args, more].concat()
 }
 
 #[test]
@@ -193,16 +100,6 @@ fn images_need_a_preprocessing() {
 }
 
 #[test]
-fn outputs_are_checked_before_any_work() {
-    let b = Bench::new();
-    b.write("in.onnx", &std::fs::read(VIT).unwrap());
-    let to = |out| b.fails(&with(&["compile", "@/in.onnx", "--calib", CALIB, "-o", out], &IMAGES));
-    let text = [to("@/in.onnx"), to("@/none/out.onnx"), to("@")].concat();
-    snapshot("outputs", &text);
-    assert_eq!(b.bytes("in.onnx"), std::fs::read(VIT).unwrap());
-}
-
-#[test]
 fn strict_refuses_a_name_that_names_nothing() {
     let b = Bench::new();
     b.write("c.yaml", b"layers:\n  blocks.9.attn_qkv:\n    bit_type: {bits: 8}\n");
@@ -211,6 +108,10 @@ fn strict_refuses_a_name_that_names_nothing() {
     // Without it, the same is a note.
     let said = b.ok(&with(&with(&["compile", "-o", "@/out.onnx"], &args), &[]));
     assert!(said.contains("names blocks.9.attn_qkv"), "{said}");
+    b.write("site.yaml", b"extra_layer:\n  blocks.0.mlp_gate: {float: true}\n");
+    let other = with(&["compile", VIT, "--calib", CALIB, "--config", "@/site.yaml", "--strict", "-o", "@/x.onnx"], &IMAGES);
+    let error = b.fails(&with(&other, &["--effort", "fast"]));
+    assert!(error.contains("blocks.0.mlp_gate, but that block has no such site"), "{error}");
     b.compile("integer", "strict.onnx", &["--strict"]);
     b.compile("onnxruntime", "strict.ort.onnx", &["--strict"]);
 }
@@ -339,6 +240,12 @@ fn analyze_ranks_every_activation_site() {
 #[test]
 fn a_budget_widens_and_needs_a_search() {
     let b = Bench::new();
+    let said = b.compile("integer", "m.onnx", &["--config", "mixed", "--effort", "fast"]);
+    assert!(said.contains("configuration 'mixed' widens sites"), "{said}");
+    let mixed = with(&["compile", VIT, "--calib", CALIB, "--config", "mixed", "--effort", "fast", "-o", "@/x.onnx"], &IMAGES);
+    assert!(b.fails(&with(&mixed, &["--strict"])).contains("takes the search"));
+    let twice = with(&["compile", VIT, "--calib", CALIB, "--budget", "20dB,5dB", "-o", "@/x.onnx"], &IMAGES);
+    assert!(b.fails(&twice).contains("two SQNRs"));
     let widened = |budget: &str| {
         let said: serde_json::Value =
             serde_json::from_str(&b.compile("integer", "b.onnx", &["--json", "--budget", budget])).unwrap();
@@ -496,17 +403,6 @@ fn diff_and_roundtrip() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_error() {
-    let b = Bench::new();
-    let mut child = b.command(&["inspect", VIT, "--text"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    drop(child.stdout.take());
-    let mut said = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    assert!(child.wait().unwrap().success());
-    assert_eq!(said, "");
-}
-
-#[test]
 fn colour_is_for_terminals_unless_asked_for() {
     let b = Bench::new();
     let stderr = |color: &str| String::from_utf8(b.run(&["inspect", "@/none.onnx", "--color", color]).stderr).unwrap();
@@ -521,15 +417,4 @@ fn completions_are_printed_for_every_shell() {
         let text = b.ok(&["completions", shell]);
         assert!(text.contains("vitq") && text.contains("calib-limit"), "{shell}");
     }
-}
-
-/// `compile` may write to a pipe: no temporary file, no renaming.
-#[cfg(unix)]
-#[test]
-fn an_output_may_be_a_device() {
-    let b = Bench::new();
-    let mut args = vec!["compile", VIT, "--calib", CALIB, "--calib-limit", "2", "--quiet", "-o", "/dev/null"];
-    args.extend(IMAGES);
-    assert_eq!(b.ok(&args), "");
-    std::io::stdout().flush().unwrap();
 }

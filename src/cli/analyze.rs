@@ -9,7 +9,7 @@ use super::options::{Calibration as CalibrationData, Configuration, Targeting, T
 use super::progress::Bar;
 use super::terminal::{Terminal, json};
 use crate::fs::write_atomic;
-use crate::pipeline::{self, Feed};
+use crate::pipeline::{self, Feed, PipelineError};
 use crate::report::sensitivity::Sensitivity;
 
 /// Rank every site by the damage that its codes do at the model's outputs, and show what wider codes would buy
@@ -48,7 +48,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
     let outputs: Vec<&std::path::Path> = args.output.iter().map(PathBuf::as_path).collect();
-    check_outputs(terminal, &[&args.model, &args.data.calib], &outputs)?;
+    check_outputs(terminal, &args.config.and(&[&args.model, &args.data.calib]), &outputs)?;
     let config = args.config.load(terminal)?;
     let source = pipeline::load(&args.model)?;
     source.require_sites()?;
@@ -64,6 +64,10 @@ pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
     drop(engine);
     let target = args.target.target.into();
     let plan = pipeline::plan(&source, &stats, &config, target, args.threads.count())?;
+    let against = pipeline::violations(&source, &config, &plan);
+    if args.target.strict && !against.is_empty() {
+        return Err(PipelineError::Strict(against).into());
+    }
     let search = pipeline::Search {
         source: &source,
         config: &config,

@@ -48,7 +48,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
-    check_outputs(terminal, &[&args.model, &args.data.calib], &[&args.output])?;
+    check_outputs(terminal, &args.config.and(&[&args.model, &args.data.calib]), &[&args.output])?;
     let config = args.config.load(terminal)?;
     let source = pipeline::load(&args.model)?;
     source.require_sites()?;

@@ -14,7 +14,7 @@ use super::options::{
 use super::progress::Bar;
 use super::terminal::{Terminal, json};
 use crate::config::Config;
-use crate::fs::write_atomic;
+use crate::fs::{is_direct, write_atomic};
 use crate::ir::{Model, Tensor};
 use crate::lower::LowerReport;
 use crate::pipeline::{self, Evaluation, Feed, Found, Kept, PipelineError, Samples, Source};
@@ -108,10 +108,11 @@ struct Made {
 }
 
 pub(super) fn run(args: Args, terminal: &Terminal) -> Result<(), CliError> {
-    let more = [&args.save_stats, &args.save_plan, &args.report];
+    let constants = args.save_plan.as_deref().filter(|p| !is_direct(p)).map(pipeline::constants_path);
+    let more = [&args.save_stats, &args.save_plan, &constants, &args.report];
     let outputs: Vec<&Path> =
         std::iter::once(&args.output.output).chain(more.into_iter().flatten()).map(PathBuf::as_path).collect();
-    check_outputs(terminal, &[&args.model, &args.data.calib], &outputs)?;
+    check_outputs(terminal, &args.config.and(&[&args.model, &args.data.calib]), &outputs)?;
     let mut clock = Clock::new();
     let mut made = make(&args, terminal, &mut clock)?;
     // Nothing is written before everything has succeeded.
@@ -189,10 +190,13 @@ fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, Cli
         None => source,
     };
     let plan = &found.plan;
-    let against = pipeline::violations(&source, &config, plan);
+    let unsearched = if args.effort.searches() { None } else { pipeline::unsearched(&config) };
+    let mut against = pipeline::violations(&source, &config, plan);
+    against.extend(unsearched.clone());
     if args.target.strict && !against.is_empty() {
         return Err(PipelineError::Strict(against).into());
     }
+    notes.extend(unsearched);
     let (model, report) = pipeline::lower(&source, plan)?;
     clock.end("lower");
     let evaluation = compare(args, terminal, &model, &kept, &feed, &samples)?;

@@ -93,6 +93,11 @@ impl Configuration {
         config.notes().iter().for_each(|n| terminal.note(n));
         Ok(config)
     }
+
+    /// These inputs, and the configuration's file if it is one.
+    pub(super) fn and<'a>(&'a self, inputs: &[&'a Path]) -> Vec<&'a Path> {
+        inputs.iter().copied().chain(Some(Path::new(&self.config)).filter(|p| p.is_file())).collect()
+    }
 }
 
 /// A target.

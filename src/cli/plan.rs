@@ -39,15 +39,15 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
-    check_outputs(terminal, &[&args.model, &args.stats], &[&args.output])?;
+    check_outputs(terminal, &args.config.and(&[&args.model, &args.stats]), &[&args.output])?;
     let config = args.config.load(terminal)?;
     let source = pipeline::load(&args.model)?;
     source.require_sites()?;
     let stats = pipeline::read_stats(&args.stats)?;
     let plan = pipeline::plan(&source, &stats, &config, args.target.target.into(), args.threads.count())?;
     let mut against = pipeline::violations(&source, &config, &plan);
-    let missing = pipeline::missing_note(&stats);
-    against.extend(missing.clone());
+    let left_out: Vec<String> = pipeline::missing_note(&stats).into_iter().chain(pipeline::unsearched(&config)).collect();
+    against.extend(left_out.iter().cloned());
     if args.target.strict && !against.is_empty() {
         return Err(PipelineError::Strict(against).into());
     }
@@ -61,7 +61,7 @@ pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
             "the levels of codebooks are chosen by the statistics, which treat all tokens alike: `vitq compile --save-plan` chooses them on the samples, by what the outputs depend on",
         );
     }
-    pipeline::unknown_names(&source, &config).iter().chain(&missing).for_each(|n| terminal.warning(n));
+    pipeline::unknown_names(&source, &config).iter().chain(&left_out).for_each(|n| terminal.warning(n));
     pipeline::write_plan(&plan, &args.output)?;
     let sites: usize = quantised(&plan).iter().map(|q| q.sites).sum();
     let float: usize = left_in_float(&plan).iter().map(|g| g.sites.len()).sum();

@@ -480,10 +480,9 @@ impl Config {
         &self.notes
     }
 
-    /// The entries `blocks.<i>.<site>` whose block a model of `depth` blocks does not have: names that name nothing.
-    pub fn beyond_depth(&self, depth: usize) -> Vec<String> {
-        let sections = SECTIONS.iter().map(|s| self.section(s));
-        let entries = sections.flat_map(|s| s.blocks.range(depth..));
-        entries.flat_map(|(block, sites)| sites.keys().map(move |site| format!("blocks.{block}.{site}"))).collect()
+    /// What entries `blocks.<i>.<site>` name: blocks, and sites in them.
+    pub fn named_in_blocks(&self) -> impl Iterator<Item = (usize, &str)> {
+        let entries = SECTIONS.iter().flat_map(|s| &self.section(s).blocks);
+        entries.flat_map(|(&block, sites)| sites.keys().map(move |site| (block, site.as_str())))
     }
 }

@@ -79,8 +79,26 @@ fn first_dim(info: Option<&ValueInfo>) -> Option<&Dim> {
 /// Names in the configuration that name nothing in the model, as sentences.
 pub fn unknown_names(source: &Source, config: &Config) -> Vec<String> {
     let depth = source.vit.blocks.len();
-    let say = |name: String| format!("the configuration '{}' names {name}, but the model has {depth} blocks", config.name);
-    config.beyond_depth(depth).into_iter().map(say).collect()
+    let has = |block, site: &str| source.vit.sites.iter().any(|s| s.block == Some(block) && s.site.name() == site);
+    let unknown = config.named_in_blocks().filter(|&(block, site)| !has(block, site));
+    unknown
+        .map(|(block, site)| {
+            let but =
+                if block < depth { "that block has no such site".to_owned() } else { format!("the model has {depth} blocks") };
+            format!("the configuration '{}' names blocks.{block}.{site}, but {but}", config.name)
+        })
+        .collect()
+}
+
+/// What a configuration asks for that a plan without a search does not do.
+pub fn unsearched(config: &Config) -> Option<String> {
+    config.search.widens().then(|| {
+        format!(
+            "the configuration '{}' widens sites by their effect on the outputs, which takes the search: this plan has the widths of its \
+             entries; `vitq compile` searches, unless with --effort fast",
+            config.name
+        )
+    })
 }
 
 /// What `--strict` makes an error: a block that all but matched, a site in float although the configuration would have it

@@ -170,9 +170,7 @@ fn one_block_can_differ() {
     assert_eq!(config.resolve(None, "mlp_act").bits, 12);
     assert!(config.resolve(Some(11), "mlp_act2").float);
     assert!(!config.resolve(Some(10), "mlp_act2").float);
-    assert_eq!(config.beyond_depth(12), Vec::<String>::new());
-    assert_eq!(config.beyond_depth(11), ["blocks.11.mlp_act2"]);
-    assert_eq!(config.beyond_depth(2), ["blocks.7.mlp_act", "blocks.11.mlp_act2"]);
+    assert_eq!(config.named_in_blocks().collect::<Vec<_>>(), [(7, "mlp_act"), (11, "mlp_act2")]);
 }
 
 #[test]
