@@ -364,6 +364,11 @@ fn run_prints_classes_or_writes_arrays() {
     let mut npz = ndarray_npy::NpzReader::new(std::fs::File::open(b.path("out.npz")).unwrap()).unwrap();
     let logits: ndarray::Array2<f32> = npz.by_name("logits").unwrap();
     assert_eq!(logits.shape(), [2, 10]);
+    // Arrays are taken as they are, and that is said.
+    let image = ndarray::Array4::<f32>::zeros((1, 3, 32, 32));
+    ndarray_npy::write_npy(b.path("x.npy"), &image).unwrap();
+    let out = b.run(&with(&["run", VIT, "--input", "@/x.npy"], &IMAGES));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("preprocessing is for images"), "{out:?}");
     assert!((f64::from(logits[[0, 1]]) - predictions[0]["top"][0]["logit"].as_f64().unwrap()).abs() < 1e-6);
 }
 

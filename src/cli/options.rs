@@ -134,7 +134,7 @@ pub(super) struct Targeting {
 /// How long to search for better parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Effort {
-    /// Parameters straight from the observers
+    /// Parameters straight from the observers; what is chosen on the samples in closed form (GPTQ, codebooks) still is
     Fast,
     /// Clips, ranges and widths by the effect on the outputs of 16 calibration samples
     Default,
@@ -324,7 +324,7 @@ fn plain(e: &std::io::Error) -> String {
 
 /// Tells what may surprise about data.
 pub(super) fn note_samples(samples: &Samples, terminal: &Terminal) {
-    samples.dataset().notes().iter().for_each(|n| terminal.note(n));
+    samples.notes().iter().for_each(|n| terminal.note(n));
 }
 
 /// The same of data to calibrate on, which take whole batches.

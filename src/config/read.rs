@@ -83,6 +83,13 @@ impl<'a> Reader<'a> {
                 file_default = self.entry(value, Place::Default(Some(section)))?;
                 continue;
             }
+            if ["search", "preprocess"].contains(&key.name.as_str()) {
+                let reason = format!(
+                    "`{}` stands beside the sections, for which the files of a folder have no place: put all sections into one file.",
+                    key.name
+                );
+                return Err(self.error(key.line, reason));
+            }
             self.check_section_name(key)?;
             if key.name != section {
                 let file = files.iter().find(|(_, s)| *s == key.name).map_or("", |(f, _)| f);
@@ -107,7 +114,7 @@ impl<'a> Reader<'a> {
                 1 => String::new(),
                 n => format!(" (given {n} times)"),
             };
-            self.note(first, format!("`enable_profiler` has no effect{times}: the report measures every site anyway"));
+            self.note(first, format!("`enable_profiler` has no effect{times}: `vitq analyze` measures every site"));
         }
         config.notes.append(&mut self.notes);
     }

@@ -234,8 +234,16 @@ impl Feed {
             return Err(DataError::EmptyFolder { path: path.to_owned(), ignored: 0 }.into());
         }
         let inputs = self.inputs.iter().map(|i| i.name.clone()).collect();
+        let mut notes = dataset.notes().to_vec();
+        if is_array(path) && (self.options.preprocess.is_some() || self.options.crop_pct.is_some()) {
+            notes.push(format!(
+                "{} holds what the model reads: preprocessing is for images and changes nothing in it",
+                path.display()
+            ));
+        }
         Ok(Samples {
             dataset,
+            notes,
             inputs,
             batch: self.batch,
             preprocess,
@@ -269,6 +277,7 @@ fn is_array(path: &Path) -> bool {
 #[derive(Debug)]
 pub struct Samples {
     dataset: Dataset,
+    notes: Vec<String>,
     inputs: Vec<String>,
     batch: usize,
     preprocess: Option<Preprocess>,
@@ -298,6 +307,11 @@ impl Samples {
     /// How many samples the model takes at once.
     pub fn batch(&self) -> usize {
         self.batch
+    }
+
+    /// What was left out or may surprise, one sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// How many groups cover all samples; the last may be padded.

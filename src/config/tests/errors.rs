@@ -112,8 +112,10 @@ fn files() {
     fs::write(path("wrong/weight_config.yaml"), "layers:\n  attn_qkv:\nattn_layer:\n  kv_act:\n").unwrap();
     fs::create_dir(path("typo")).unwrap();
     fs::write(path("typo/residual_config.yaml"), "default:\nresidual_layer:\n  residual3:\n").unwrap();
+    fs::create_dir(path("beside")).unwrap();
+    fs::write(path("beside/weight_config.yaml"), "layers:\n  attn_qkv:\nsearch: {clip: false}\n").unwrap();
     fs::write(path("bytes.yaml"), [0xff, 0xfe, 0x00]).unwrap();
-    let mut text = ["nowhere.yaml", "empty", "wrong", "typo", "bytes.yaml"].map(message).to_vec();
+    let mut text = ["nowhere.yaml", "empty", "wrong", "typo", "beside", "bytes.yaml"].map(message).to_vec();
     text.push(load("int9").unwrap_err().to_string());
     snapshot!("file_errors", text.join("\n"));
 }
