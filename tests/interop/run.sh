@@ -16,5 +16,7 @@ if [ "$(cat "$venv/vitq-stamp" 2>/dev/null || true)" != "$want" ]; then
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$here/requirements.txt"
     echo "$want" >"$venv/vitq-stamp"
 fi
+# Relative to where the caller stands, not to the suite.
+if [ -n "${VITQ:-}" ]; then VITQ="$(realpath "$VITQ")"; export VITQ; fi
 cd "$here"
 exec "$venv/bin/python" -m pytest "$@"
