@@ -224,6 +224,7 @@ fn sketch_in(wire: &SketchWire, outliers: bool, range: Option<(f32, f32)>) -> Re
         };
     };
     let mut sketch = Sketch { count: wire.zero, zero: wire.zero, min, max, ..Sketch::new(outliers) };
+    sketch.pages.reserve(sketch.count);
     let mut last = None;
     for (key, packed) in &wire.pages {
         let (negative, page_exponent) = split_key(*key);
