@@ -2,13 +2,15 @@
 //!
 //! 1. [`qdq`]: every constant of the plan becomes integers behind a DequantizeLinear, every other value passes through a
 //!    QuantizeLinear and a DequantizeLinear; biases become int32 with the product of the scales around them.
-//! 2. [`custom`]: where the target has custom ops, DequantizeLinear → LayerNormalization, Softmax or Gelu → QuantizeLinear
+//! 2. [`gemm`]: where the target has a kernel for it, a Linear becomes a Gemm that adds its int32 bias itself.
+//! 3. [`custom`]: where the target has custom ops, DequantizeLinear → LayerNormalization, Softmax or Gelu → QuantizeLinear
 //!    becomes one integer op of domain `ai.vitq`, whose function body travels with the model.
 
 mod bias;
 mod custom;
 mod expand;
 mod functions;
+mod gemm;
 mod qdq;
 
 use crate::ir::{AI_VITQ, CANONICAL_OPSET, DType, Edit, Model, VerifyError, opset_needed, shape};
@@ -91,6 +93,9 @@ pub fn lower(model: &mut Model, plan: &QuantPlan) -> Result<LowerReport, LowerEr
         report.pairs += qdq::lower_values(&mut edit, site, &shapes, &axes, &mut quantised)?;
     }
     bias::lower(&mut edit, &quantised, &mut report);
+    if plan.target.adds_biases_in_gemm() {
+        gemm::lower(&mut edit, &quantised, &shapes);
+    }
     if plan.target.has_custom_ops() {
         custom::lower(&mut edit, &quantised, &shapes, &mut report)?;
     }

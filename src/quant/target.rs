@@ -64,6 +64,12 @@ impl Target {
         }
     }
 
+    /// Whether a Linear is fastest as a Gemm on rows: onnxruntime's integer MatMul leaves the bias to an Add of its own, its integer
+    /// Gemm starts from it.
+    pub fn adds_biases_in_gemm(self) -> bool {
+        self == Target::OnnxRuntime
+    }
+
     /// Whether LayerNorm, softmax and activation functions become custom integer ops.
     pub fn has_custom_ops(self) -> bool {
         self == Target::Integer
