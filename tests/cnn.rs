@@ -72,7 +72,8 @@ fn every_layer_and_residual_sum_reads_codes_and_writes_them() {
     for target in TARGETS {
         let c = compiled(target, &preset("int8"));
         let graph = &c.model.graph;
-        let (convolutions, products) = (ops(&c.model, "Conv"), ops(&c.model, "MatMul"));
+        let linear = if target == Target::OnnxRuntime { "Gemm" } else { "MatMul" };
+        let (convolutions, products) = (ops(&c.model, "Conv"), ops(&c.model, linear));
         assert_eq!((convolutions.len(), products.len()), (8, 1));
         for &id in convolutions.iter().chain(&products) {
             let at = graph.describe(id);

@@ -51,6 +51,7 @@ fn affine(values: &[f32], bits: u8, signed: bool, symmetric: bool) -> (Codes, f3
     let facts = ModelFacts {
         digest: String::new(),
         sites: vec![site],
+        accumulated: [].into(),
         multiplied: [].into(),
         constants: [].into(),
         before_gelu: [].into(),

@@ -126,7 +126,7 @@ fn a_site_does_the_same_damage_whichever_was_measured_before_it() {
 fn the_damage_of_all_sites_is_nearly_the_sum_of_each() {
     let b = Bench::int8(Target::Integer);
     let found = b.damages();
-    assert_eq!(found.len(), b.plan.sites.iter().filter(|s| !s.site.weight).count());
+    assert_eq!(found.len(), b.plan.sites.iter().filter(|s| s.rounds()).count());
     let sum: f64 = found.iter().map(|d| d.noise).sum();
     let float = b.float();
     let reference = float.outputs(&float.float()).unwrap();
@@ -160,7 +160,7 @@ fn a_range_that_is_far_too_wide_is_found_and_corrected() {
 #[test]
 fn wider_codes_mean_the_same_more_finely() {
     let b = Bench::int8(Target::Integer);
-    for site in b.plan.sites.iter().filter(|s| !s.site.weight) {
+    for site in b.plan.sites.iter().filter(|s| s.rounds()) {
         let Some(wide) = with_bits(&site.scheme, 16) else {
             assert!(matches!(site.scheme, Scheme::Log2 { .. }), "{}", site.name);
             continue;

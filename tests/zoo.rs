@@ -370,6 +370,7 @@ fn facts(model: &Model, vit: &Vit) -> ModelFacts {
         digest: pipeline::digest(model).to_string(),
         sites: vit.sites.clone(),
         multiplied: vit.multiplied.clone(),
+        accumulated: vit.accumulated.clone(),
         constants: vit.sites.iter().filter(|s| s.weight).flat_map(|s| &s.values).map(constant).collect(),
         before_gelu: [].into(),
     }

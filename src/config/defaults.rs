@@ -25,6 +25,7 @@ pub(super) fn built_in(site: &str) -> SiteConfig {
         max_exponent: 7,
         ptf_mantissa_bits: 0,
         ptf_search: true,
+        keep_accumulator: true,
         weight_rounding: Rounding::Nearest,
         bias_correction: false,
         float: false,

@@ -7,7 +7,7 @@ use super::schema::{
 use super::tree::{Key, Node, Value};
 
 /// Keys of an entry.
-const ENTRY_KEYS: [&str; 17] = [
+const ENTRY_KEYS: [&str; 18] = [
     "calibration_mode",
     "bit_type",
     "observer_type",
@@ -22,6 +22,7 @@ const ENTRY_KEYS: [&str; 17] = [
     "max_exponent",
     "ptf_mantissa_bits",
     "ptf_search",
+    "keep_accumulator",
     "weight_rounding",
     "bias_correction",
     "float",
@@ -233,6 +234,7 @@ impl<'a> Reader<'a> {
                 "max_exponent" => e.max_exponent = Some(self.integer(key, value, 0, 15)?),
                 "ptf_mantissa_bits" => e.ptf_mantissa_bits = Some(self.integer(key, value, 0, 3)?),
                 "ptf_search" => e.ptf_search = Some(self.boolean(key, value)?),
+                "keep_accumulator" => e.keep_accumulator = Some(self.boolean(key, value)?),
                 "weight_rounding" => {
                     self.check_weights(key, place)?;
                     e.weight_rounding = Some(self.choice(value, "weight rounding", &Rounding::NAMES)?);
@@ -433,6 +435,7 @@ fn over(base: &Entry, top: &Entry) -> Entry {
         max_exponent: top.max_exponent.or(base.max_exponent),
         ptf_mantissa_bits: top.ptf_mantissa_bits.or(base.ptf_mantissa_bits),
         ptf_search: top.ptf_search.or(base.ptf_search),
+        keep_accumulator: top.keep_accumulator.or(base.keep_accumulator),
         weight_rounding: top.weight_rounding.or(base.weight_rounding),
         bias_correction: top.bias_correction.or(base.bias_correction),
         float,

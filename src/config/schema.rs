@@ -186,6 +186,8 @@ pub enum Key {
     Log2Normalize,
     /// `ptf_search`
     PtfSearch,
+    /// `keep_accumulator`
+    KeepAccumulator,
     /// `max_exponent`
     MaxExponent,
     /// `ptf_mantissa_bits`
@@ -254,6 +256,9 @@ pub struct Entry {
     /// `ptf_search`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ptf_search: Option<bool>,
+    /// `keep_accumulator`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_accumulator: Option<bool>,
     /// `max_exponent`, 0 to 15.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_exponent: Option<u8>,
@@ -373,6 +378,8 @@ pub struct SiteConfig {
     /// Whether [`Method::Ptf`] searches base and zero points for the least squared error; otherwise they are those of the
     /// tensor's range, one zero point for all channels, as published.
     pub ptf_search: bool,
+    /// Whether a product to which nothing but constants is added stays in its int32 accumulator until that sum gets codes.
+    pub keep_accumulator: bool,
     /// How weights become codes; nothing to an activation.
     pub weight_rounding: Rounding,
     /// Whether the bias of a Linear makes up for what quantisation does to its mean output; nothing to an activation.
@@ -416,6 +423,7 @@ impl SiteConfig {
         take!(log2_fraction_bits, Log2FractionBits, entry.log2_fraction_bits);
         take!(log2_normalize, Log2Normalize, entry.log2_normalize);
         take!(ptf_search, PtfSearch, entry.ptf_search);
+        take!(keep_accumulator, KeepAccumulator, entry.keep_accumulator);
         take!(max_exponent, MaxExponent, entry.max_exponent);
         take!(ptf_mantissa_bits, PtfMantissaBits, entry.ptf_mantissa_bits);
         let weight = WEIGHTS.contains(&site);

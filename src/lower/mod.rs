@@ -2,6 +2,7 @@
 //!
 //! 1. [`qdq`]: every constant of the plan becomes integers behind a DequantizeLinear, every other value passes through a
 //!    QuantizeLinear and a DequantizeLinear; biases become int32 with the product of the scales around them.
+//!    So do the constants that a plan adds to an accumulator.
 //! 2. [`gemm`]: where the target has a kernel for it, a Linear becomes a Gemm that adds its int32 bias itself.
 //! 3. [`custom`]: where the target has custom ops, DequantizeLinear → LayerNormalization, Softmax or Gelu → QuantizeLinear
 //!    becomes one integer op of domain `ai.vitq`, whose function body travels with the model.
@@ -14,6 +15,7 @@ mod gemm;
 mod qdq;
 
 use crate::ir::{AI_VITQ, CANONICAL_OPSET, DType, Edit, Model, VerifyError, opset_needed, shape};
+use crate::quant::plan::Scheme;
 use crate::quant::{PlanError, QuantPlan};
 
 pub use functions::{function, function_names};
@@ -85,14 +87,18 @@ pub fn lower(model: &mut Model, plan: &QuantPlan) -> Result<LowerReport, LowerEr
     let mut edit = Edit::new(&mut model.graph);
     edit.clear_value_infos();
     let mut quantised = qdq::Quantised::default();
-    for site in plan.sites.iter().filter(|s| s.site.weight) {
+    let coded = || plan.sites.iter().filter(|s| s.scheme != Scheme::Accumulator);
+    for site in coded().filter(|s| s.site.weight) {
         qdq::lower_constant(&mut edit, site, &mut quantised)?;
         report.weights += 1;
     }
-    for site in plan.sites.iter().filter(|s| !s.site.weight) {
+    for site in coded().filter(|s| !s.site.weight) {
         report.pairs += qdq::lower_values(&mut edit, site, &shapes, &axes, &mut quantised)?;
     }
     bias::lower(&mut edit, &quantised, &mut report);
+    for site in plan.sites.iter().filter(|s| s.scheme == Scheme::Accumulator && !s.site.weight) {
+        bias::lower_accumulated(&mut edit, site, &axes, &quantised, &mut report)?;
+    }
     if plan.target.adds_biases_in_gemm() {
         gemm::lower(&mut edit, &quantised, &shapes);
     }

@@ -45,7 +45,7 @@ pub(super) fn channel_axes(graph: &Graph, shapes: &Shapes, plan: &QuantPlan) -> 
     axes.filter(|(_, from_end)| *from_end != 1).collect()
 }
 
-fn misfit(site: &SitePlan, value: &str, what: impl Into<String>) -> LowerError {
+pub(super) fn misfit(site: &SitePlan, value: &str, what: impl Into<String>) -> LowerError {
     let first = site.site.values.first().map_or("", String::as_str);
     let value = if value.is_empty() { first } else { value };
     LowerError::Misfit { site: site.name.clone(), value: value.to_owned(), what: what.into() }
@@ -195,6 +195,7 @@ pub(super) fn lower_values(
             return Ok(0);
         }
         Scheme::Weight { .. } => return Err(misfit(site, "", "the scheme 'weight' is for constants")),
+        Scheme::Accumulator => return Ok(0),
         Scheme::Codebook { .. } => return Err(misfit(site, "", "the grid of a codebook is 'affine' or 'ptf'")),
     };
     let (low, high) = codes.range();

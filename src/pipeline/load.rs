@@ -113,6 +113,7 @@ impl Source {
             digest: self.digest().to_string(),
             sites: self.vit.sites.clone(),
             multiplied: self.vit.multiplied.clone(),
+            accumulated: self.vit.accumulated.clone(),
             constants: self.vit.sites.iter().filter(|s| s.weight).flat_map(|s| &s.values).filter_map(constant).collect(),
             before_gelu: self.vit.sites.iter().filter(|s| before_gelu(graph, s)).map(SiteRef::full_name).collect(),
         }

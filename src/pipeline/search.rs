@@ -220,7 +220,7 @@ impl Search<'_> {
         let codes = quantised.assignment(plan);
         let all = Distance::between(&reference, &outputs(&quantised, &codes)?).ratio();
         let mut walk = Walk::toward(&quantised, codes, reference).map_err(|e| self.failed(e))?;
-        let mut sites: Vec<&str> = plan.sites.iter().filter(|s| !s.site.weight).map(|s| s.name.as_str()).collect();
+        let mut sites: Vec<&str> = plan.sites.iter().filter(|s| s.rounds()).map(|s| s.name.as_str()).collect();
         walk.order(&mut sites, |s| s);
         let bar = (self.progress)("measuring sites on top of the others");
         let mut found = BTreeMap::new();

@@ -73,7 +73,7 @@ impl FakeQuant {
         FakeQuant(Kind::Clip { bound })
     }
 
-    /// Of an activation's scheme; `None` for that of a constant.
+    /// Of an activation's scheme; `None` for that of a constant, and where nothing is rounded.
     pub fn of(scheme: &Scheme) -> Option<FakeQuant> {
         match scheme {
             Scheme::Affine { codes, scale, zero_point } => {
@@ -99,7 +99,7 @@ impl FakeQuant {
                 let steps = f32::from(1u16 << fraction_bits);
                 Some(FakeQuant(Kind::Log2 { steps, top, scale: *scale, normalized: *normalized }))
             }
-            Scheme::Weight { .. } => None,
+            Scheme::Weight { .. } | Scheme::Accumulator => None,
         }
     }
 

@@ -102,6 +102,9 @@ pub enum Scheme {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         normalized: bool,
     },
+    /// No codes of its own: the int32 accumulator of a product, in units of input scale × weight scale, or a constant that is added to
+    /// it. The sum has the next codes.
+    Accumulator,
 }
 
 /// The zero point of a value whose channels have exponents: in JSON a number, or a list of one for each channel.
@@ -164,6 +167,7 @@ impl Scheme {
             // As many as name each level, at most 7.
             Scheme::Codebook { levels, .. } => (levels.len().max(2).next_power_of_two().trailing_zeros() as u8).clamp(1, 8),
             Scheme::Weight { bits, .. } | Scheme::Log2 { bits, .. } => *bits,
+            Scheme::Accumulator => 32,
         }
     }
 }
@@ -267,6 +271,11 @@ pub struct SitePlan {
 }
 
 impl SitePlan {
+    /// Whether it is an activation with codes of its own.
+    pub fn rounds(&self) -> bool {
+        !self.site.weight && self.scheme != Scheme::Accumulator
+    }
+
     /// Adds to what a search has to say of the site.
     pub fn searched(&mut self, what: &str) {
         self.search = Some(self.search.take().map_or_else(|| what.to_owned(), |known| format!("{known}; {what}")));

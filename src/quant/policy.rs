@@ -22,6 +22,8 @@ pub struct ModelFacts {
     pub sites: Vec<SiteRef>,
     /// Full names of the sites that a MatMul or convolution reads.
     pub multiplied: BTreeSet<String>,
+    /// Full names of the sites whose sum can be made in a product's accumulator, each with the name of the product's site.
+    pub accumulated: BTreeMap<String, String>,
     /// The constants that are sites, by name.
     pub constants: BTreeMap<String, Tensor>,
     /// Full names of the sites that a GELU alone reads.
@@ -140,8 +142,31 @@ fn decide(facts: &ModelFacts, stats: &Stats, site: &SiteRef, config: &Config, ta
     if let Some(reason) = reason {
         return Ok(Decided::Float(FloatSite { name: site.full_name(), site: site.site, reason: reason.to_owned() }));
     }
+    if is_accumulated(facts, site, config, target) {
+        return accumulator(facts, stats, site).map(|site| Decided::Codes(Box::new(site)));
+    }
     let planned = if site.weight { weight(facts, site, &cfg) } else { activation(facts, stats, site, config, &cfg, target) };
     planned.map(|site| Decided::Codes(Box::new(site)))
+}
+
+/// Whether a site needs no codes of its own, as the configuration of the product's site says.
+fn is_accumulated(facts: &ModelFacts, site: &SiteRef, config: &Config, target: Target) -> bool {
+    let product = facts.accumulated.get(&site.full_name()).filter(|_| target.keeps_accumulators());
+    let product = product.and_then(|name| facts.sites.iter().find(|s| s.full_name() == *name));
+    let cfg = product.map(|p| config.resolve(p.block, p.site.name()));
+    cfg.is_some_and(|cfg| cfg.keep_accumulator && !cfg.float)
+}
+
+fn accumulator(facts: &ModelFacts, stats: &Stats, site: &SiteRef) -> Result<SitePlan, PolicyError> {
+    let (name, value) = (site.full_name(), site.observed());
+    let observed = if site.weight {
+        let tensor = facts.constants.get(value).and_then(|t| t.to_f32().ok()).unwrap_or_default();
+        tensor.iter().fold([0.0, 0.0], |[lo, hi]: [f32; 2], &x| [lo.min(x), hi.max(x)])
+    } else {
+        let range = stats.get(value).and_then(ValueStats::range);
+        range.map(|(lo, hi)| [lo, hi]).ok_or_else(|| PolicyError::Missing { site: name.clone(), value: value.to_owned() })?
+    };
+    Ok(SitePlan { name, site: site.clone(), scheme: Scheme::Accumulator, observed, note: None, search: None })
 }
 
 fn weight(facts: &ModelFacts, site: &SiteRef, cfg: &SiteConfig) -> Result<SitePlan, PolicyError> {

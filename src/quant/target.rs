@@ -70,6 +70,12 @@ impl Target {
         self == Target::OnnxRuntime
     }
 
+    /// Whether an int32 accumulator may take other constants than a bias a channel before it is requantised: onnxruntime's integer
+    /// kernels end in codes or floats.
+    pub fn keeps_accumulators(self) -> bool {
+        self == Target::Integer
+    }
+
     /// Whether LayerNorm, softmax and activation functions become custom integer ops.
     pub fn has_custom_ops(self) -> bool {
         self == Target::Integer

@@ -46,7 +46,7 @@ pub fn scaled(site: &SitePlan, steps: i32) -> Option<Candidate> {
             }
             Some((Scheme::Codebook { grid, levels: levels.clone() }, format!("scale times {factor:.2}")))
         }
-        Scheme::Weight { .. } | Scheme::Log2 { .. } => None,
+        Scheme::Weight { .. } | Scheme::Log2 { .. } | Scheme::Accumulator => None,
     }
 }
 

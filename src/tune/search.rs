@@ -47,7 +47,7 @@ impl std::fmt::Display for Change {
 /// # Errors
 /// When an operator fails.
 pub fn damages(walk: &mut Walk<'_>, plan: &QuantPlan, progress: &dyn Progress) -> Result<Vec<Damage>, EngineError> {
-    let mut sites: Vec<&SitePlan> = plan.sites.iter().filter(|s| !s.site.weight).collect();
+    let mut sites: Vec<&SitePlan> = plan.sites.iter().filter(|s| s.rounds()).collect();
     walk.order(&mut sites, |s| &s.name);
     let total = sites.len();
     let mut out = Vec::with_capacity(total);

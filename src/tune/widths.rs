@@ -61,7 +61,7 @@ pub fn with_bits(scheme: &Scheme, bits: u8) -> Option<Scheme> {
             })
         }
         Scheme::Codebook { grid, .. } => with_bits(grid, bits),
-        Scheme::Weight { .. } | Scheme::Log2 { .. } => None,
+        Scheme::Weight { .. } | Scheme::Log2 { .. } | Scheme::Accumulator => None,
     }
 }
 

@@ -21,9 +21,9 @@ pub use parts::Linear;
 pub use site::{Section, Site, SiteRef};
 pub use spelling::PartForm;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::ir::Graph;
+use crate::ir::{Graph, NodeId, Value};
 use crate::pattern::NearMiss;
 
 /// What was recognised in a graph.
@@ -38,6 +38,10 @@ pub struct Vit {
     /// Full names of the sites that a MatMul or convolution reads: they need codes wherever products are computed in integers.
     #[serde(skip)]
     pub multiplied: BTreeSet<String>,
+    /// Full names of the sites that are a product's own output, to which nothing but a constant is added, and of those constants: the
+    /// sum could be made in the accumulator. To each the name of the product's site.
+    #[serde(skip)]
+    pub accumulated: BTreeMap<String, String>,
     /// Where a block was all but matched, and what was not found around them.
     #[serde(skip)]
     pub near_misses: Vec<NearMiss>,
@@ -60,7 +64,29 @@ pub fn recognise(graph: &Graph) -> Vit {
     sites.extend(more);
     let multiplied = sites.iter().filter(|s| !s.weight && s.values.iter().any(|v| is_multiplied(graph, v)));
     let multiplied = multiplied.map(SiteRef::full_name).collect();
-    Vit { blocks, general, sites, multiplied, near_misses }
+    let accumulated = sites.iter().filter_map(|s| accumulated(graph, s, &sites)).flatten().collect();
+    Vit { blocks, general, sites, multiplied, accumulated, near_misses }
+}
+
+/// A site and the constants that are added to it, where it is a product's own output and nothing else reads it.
+fn accumulated(graph: &Graph, site: &SiteRef, sites: &[SiteRef]) -> Option<Vec<(String, String)>> {
+    let values: BTreeSet<Value> = site.values.iter().filter_map(|v| graph.value(v)).collect();
+    let first = graph.value(site.values.first()?)?;
+    let product = if graph.is_op(first.node, "Add") { graph.input(first.node, 0)?.node } else { first.node };
+    let multiplies = graph.is_op(product, "Conv") || graph.is_op(product, "MatMul");
+    if site.weight || !multiplies || graph.constant(graph.input(product, 1)?).is_none() {
+        return None;
+    }
+    let carries = |id: NodeId| values.contains(&Value { node: id, port: 0 }) || graph.is_op(id, "Shape");
+    let readers = values.iter().flat_map(|&v| graph.uses(v)).filter(|u| !carries(u.node));
+    let mut found = vec![site.full_name()];
+    for reader in readers {
+        let other = graph.input(reader.node, 1 - reader.port.min(1)).filter(|_| graph.is_op(reader.node, "Add"))?;
+        let name = graph.value_name(other);
+        let constant = sites.iter().find(|s| s.weight && s.values.iter().any(|v| v == name))?;
+        found.push(constant.full_name());
+    }
+    (found.len() > 1).then(|| found.into_iter().map(|name| (name, site.full_name())).collect())
 }
 
 fn is_multiplied(graph: &Graph, value: &str) -> bool {

@@ -144,6 +144,7 @@ pub fn facts(model: &Model, vit: &Vit) -> ModelFacts {
         digest: pipeline_digest(model),
         sites: vit.sites.clone(),
         multiplied: vit.multiplied.clone(),
+        accumulated: vit.accumulated.clone(),
         constants: vit.sites.iter().filter(|s| s.weight).flat_map(|s| &s.values).map(constant).collect(),
         before_gelu: [].into(),
     }

@@ -122,6 +122,7 @@ pub fn quantised(plan: &QuantPlan) -> Vec<SchemeCount> {
         Scheme::Ptf { .. } => "ptf",
         Scheme::Codebook { .. } => "codebook",
         Scheme::Log2 { .. } => "log2",
+        Scheme::Accumulator => "accumulator",
     };
     let mut counts: BTreeMap<(usize, &'static str, u8), usize> = BTreeMap::new();
     for site in &plan.sites {
