@@ -3,7 +3,7 @@
 //! 1. [`qdq`]: every constant of the plan becomes integers behind a DequantizeLinear, every other value passes through a
 //!    QuantizeLinear and a DequantizeLinear; biases become int32 with the product of the scales around them.
 //!    So do the constants that a plan adds to an accumulator.
-//! 2. [`gemm`]: where the target has a kernel for it, a Linear becomes a Gemm that adds its int32 bias itself.
+//! 2. [`rows`]: where the target has a kernel for it, Linears become Gemms on rows that add their int32 biases themselves.
 //! 3. [`custom`]: where the target has custom ops, DequantizeLinear → LayerNormalization, Softmax or Gelu → QuantizeLinear
 //!    becomes one integer op of domain `ai.vitq`, whose function body travels with the model.
 
@@ -11,8 +11,9 @@ mod bias;
 mod custom;
 mod expand;
 mod functions;
-mod gemm;
+
 mod qdq;
+mod rows;
 
 use crate::ir::{AI_VITQ, CANONICAL_OPSET, DType, Edit, Model, VerifyError, opset_needed, shape};
 use crate::quant::plan::Scheme;
@@ -100,7 +101,7 @@ pub fn lower(model: &mut Model, plan: &QuantPlan) -> Result<LowerReport, LowerEr
         bias::lower_accumulated(&mut edit, site, &axes, &quantised, &mut report)?;
     }
     if plan.target.adds_biases_in_gemm() {
-        gemm::lower(&mut edit, &quantised, &shapes);
+        rows::lower(&mut edit, &quantised, &shapes);
     }
     if plan.target.has_custom_ops() {
         custom::lower(&mut edit, &quantised, &shapes, &mut report)?;

@@ -21,7 +21,7 @@ pub const MEASURED_ON: usize = 16;
 /// What is left in float must do this share of all damage.
 const WORTH_FLOAT: f64 = 0.05;
 /// Where the outputs are predicted to have this SQNR, in dB, nothing more is left in float.
-const ENOUGH_DB: f64 = 20.0;
+const ENOUGH_DB: f64 = 24.0;
 /// Bits of a site that 8 do not suffice for.
 const WIDE: u8 = 16;
 

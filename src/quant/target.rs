@@ -12,6 +12,10 @@ pub enum Target {
     OnnxRuntime,
 }
 
+/// A head's product has no more than 64 multiply-accumulates for each probability, so that making its code costs as much as an integer
+/// product gains; and most probabilities are below the step of 8 evenly spaced bits.
+const ATTENTION_BY_V: &str = "onnxruntime's integer product of probabilities and v is no faster than its float one, and its codes cost most of the accuracy";
+
 impl Target {
     /// Every target by its name.
     pub const NAMES: [(&'static str, Target); 2] = [("integer", Target::Integer), ("onnxruntime", Target::OnnxRuntime)];
@@ -27,13 +31,17 @@ impl Target {
     /// Why a site stays in float on this target, or `None` when it is quantised. `multiplied` says whether a MatMul or
     /// convolution reads the site.
     pub(super) fn keeps_float(self, site: &SiteRef, multiplied: bool) -> Option<&'static str> {
-        if self == Target::Integer || multiplied || site.site.is_general() {
+        if self == Target::Integer {
             return None;
         }
+        let of_v = site.site == Site::AttnQkvOutput && site.part.as_deref() == Some("v");
         match site.site {
             Site::KvAct => Some(
                 "onnxruntime's integer MatMul writes the float scores that Softmax reads: a Q/DQ pair between costs time and accuracy",
             ),
+            Site::IntSoft | Site::TalkingHeads | Site::TalkingOutput => Some(ATTENTION_BY_V),
+            _ if of_v => Some(ATTENTION_BY_V),
+            _ if multiplied || site.site.is_general() => None,
             Site::Residual1 | Site::Residual2 => {
                 Some("LayerNormalization runs in float on onnxruntime, and a scale a channel would not fuse")
             }

@@ -5,7 +5,7 @@ mod common;
 
 use common::block::*;
 use vitq::ir::text::{PrintOptions, parse_model, print_model};
-use vitq::ir::{Model, NodeId, Value};
+use vitq::ir::{Model, NodeId};
 use vitq::lower::lower;
 use vitq::quant::{Target, make_plan};
 use vitq::runtime::tract::{Engine, EngineOptions};
@@ -62,7 +62,7 @@ fn general(shape: &str, more: &str) -> Model {
 #[test]
 fn rows_reach_through_what_looks_at_single_elements() {
     let model = general("N, 1, 4", "  g = Relu (a)\n  p2 = MatMul (g, w2)\n  y = Add (p2, b2)\n");
-    snapshot("gemm_rows", &print_model(&model, &PrintOptions::snapshot()));
+    snapshot("rows", &print_model(&model, &PrintOptions::snapshot()));
     // Between the Gemms nothing is reshaped; the output has its name and shape.
     let reshapes = model.graph.ops().into_iter().filter(|&id| model.graph.is_op(id, "Reshape")).count();
     assert_eq!((forms(&model), reshapes), ((2, 0), 2));
