@@ -39,7 +39,8 @@ fn codes_of_sixteen_bits_stay_with_their_matmul() {
 
 /// A Linear on an image of that shape, then more, in no block.
 fn parsed(shape: &str, more: &str) -> Model {
-    let tensors = [("w", &[4, 3][..]), ("w2", &[3, 3]), ("b", &[3]), ("b2", &[3])].map(|(name, shape)| tensor(name, shape, 1.0));
+    let tensors = [("w", &[4, 3][..]), ("w2", &[3, 3]), ("b", &[3]), ("b2", &[3]), ("row", &[1, 4, 3])]
+        .map(|(name, shape)| tensor(name, shape, 1.0));
     let text = format!(
         "<ir_version: 9, opset_import: [\"\" : 20]>\ng (float[{shape}, 4] image) => (float[{shape}, 3] y)\n<{}>\n{{\n  p = MatMul (image, w)\n  \
          a = Add (p, b)\n{more}}}",
@@ -97,4 +98,25 @@ fn a_gemm_computes_what_its_linear_did() {
     for (x, y) in found.iter().zip(&expected) {
         assert!((x - y).abs() < 1e-5, "{found:?} {expected:?}");
     }
+}
+
+#[test]
+fn a_stream_of_rows_keeps_its_names_and_its_outputs_shape() {
+    let (model, ..) = lowered(&preset("int8"), Target::OnnxRuntime);
+    for name in ["n1", "q", "proj", "r1", "n2", "fc1", "act", "fc2", "r2", "last"] {
+        assert!(model.graph.value(name).is_some(), "{name}");
+    }
+    // The patches in a row, where the stream begins, q, k and v cut into heads, what attention gives back, and where it ends.
+    let reshapes = ops(&model).get("Reshape").copied();
+    assert_eq!(reshapes, Some(7));
+}
+
+#[test]
+fn a_sum_with_something_of_another_shape_is_made_in_its_own() {
+    // A row is added to every sample.
+    let model = general("N, 1, 4", "  g = Relu (a)\n  p2 = MatMul (g, w2)\n  c = Add (p2, b2)\n  y = Add (c, row)\n");
+    let adds_row = |&id: &NodeId| model.graph.is_op(id, "Add") && model.graph.input(id, 1) == model.graph.value("row");
+    let sum = model.graph.ops().into_iter().find(adds_row).unwrap();
+    assert_eq!(forms(&model).0, 2);
+    assert!(model.graph.is_op(model.graph.input(sum, 0).unwrap().node, "Reshape"));
 }

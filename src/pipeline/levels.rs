@@ -33,7 +33,8 @@ impl Adjust<'_> {
         let bar = (self.progress)("choosing levels");
         let (jobs, watched) = self.codebooks(plan);
         let (first, all) = (self.inputs.get(..MEASURED_ON).unwrap_or(self.inputs), self.inputs);
-        let objective = |inputs| self.objective(self.source, &watched, inputs);
+        let target = plan.target;
+        let objective = |inputs| self.objective(target, self.source, &watched, inputs);
         let (few, many) = (objective(first)?, objective(all)?);
         let (float, mut codes) = (few.float(), many.assignment(plan));
         let undisturbed = self.ran(few.outputs(&float))?;

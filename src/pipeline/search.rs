@@ -89,7 +89,7 @@ impl Search<'_> {
     pub fn run(&self, stats: Stats, plan: QuantPlan) -> Result<Found, PipelineError> {
         let wanted = self.config.search;
         let inputs = first_samples(self.samples, self.measured_on)?;
-        let objective = self.source.objective(&inputs, self.options, self.threads)?;
+        let objective = self.source.objective(self.target, &inputs, self.options, self.threads)?;
         let mut found = Found::unsearched(stats, plan);
         let mixes = !self.target.has_custom_ops() && wanted.float_share > 0.0;
         let cost = Cost::of(&self.source.model.graph, &self.source.vit.sites);
@@ -122,7 +122,8 @@ impl Search<'_> {
         }
         let mut left = found.damages.clone();
         if wanted.widens() {
-            let quantised = self.source.with_fake_constants(&found.plan)?.objective(&inputs, self.options, self.threads)?;
+            let quantised =
+                self.source.with_fake_constants(&found.plan)?.objective(self.target, &inputs, self.options, self.threads)?;
             let rest = self.weights_alone(&objective, &quantised)?;
             let goal = Goal {
                 noise: wanted.widen_to_db.map_or(0.0, |db| 10f64.powf(-db / 10.0)),
@@ -176,7 +177,7 @@ impl Search<'_> {
     /// When the model cannot be run, or a sample cannot be read.
     pub fn sensitivity(&self, plan: &QuantPlan) -> Result<Sensitivity, PipelineError> {
         let inputs = first_samples(self.samples, self.measured_on)?;
-        let objective = self.source.objective(&inputs, self.options, self.threads)?;
+        let objective = self.source.objective(self.target, &inputs, self.options, self.threads)?;
         let mut damages = self.damages(&objective, &objective.float(), plan)?;
         damages.sort_by(|a, b| b.noise.total_cmp(&a.noise));
         let (weights, measured, on_top) = self.on_top(&objective, &inputs, plan)?;
@@ -214,7 +215,7 @@ impl Search<'_> {
     ) -> Result<(f64, f64, BTreeMap<String, f64>), PipelineError> {
         let ran = |r: Result<f64, EngineError>| r.map_err(|e| self.failed(e));
         let outputs = |o: &Objective, a: &Assignment| o.outputs(a).map_err(|e| self.failed(e));
-        let quantised = self.source.with_fake_constants(plan)?.objective(inputs, self.options, self.threads)?;
+        let quantised = self.source.with_fake_constants(plan)?.objective(self.target, inputs, self.options, self.threads)?;
         let reference = outputs(float, &float.float())?;
         let weights = self.weights_alone(float, &quantised)?;
         let codes = quantised.assignment(plan);

@@ -6,9 +6,10 @@ use super::{PipelineError, Samples, Source};
 use crate::calib::SampleSource;
 use crate::calib::run::Named;
 use crate::ir::Tensor;
-use crate::quant::QuantPlan;
+use crate::quant::{QuantPlan, Target};
 use crate::runtime::tract::EngineOptions;
 use crate::tune::objective::{Objective, fake_constants};
+use crate::vit::SiteRef;
 
 impl Source {
     /// The same source with other constants, by name.
@@ -35,13 +36,24 @@ impl Source {
         self.with_constants(constants.map_err(|what| PipelineError::Input { path: self.path.clone(), what })?)
     }
 
-    /// What this source computes on the first samples (whole batches), and with which sites it can be changed.
+    /// What this source computes on the first samples (whole batches), and with which sites it can be changed as a target has them.
     ///
     /// # Errors
     /// When the executor cannot run the model or a sample cannot be read.
-    pub fn objective(&self, samples: &[Named], options: &EngineOptions, threads: usize) -> Result<Objective, PipelineError> {
-        Objective::new(&self.model, &self.vit.sites, samples.to_vec(), options, threads)
+    pub fn objective(
+        &self,
+        target: Target,
+        samples: &[Named],
+        options: &EngineOptions,
+        threads: usize,
+    ) -> Result<Objective, PipelineError> {
+        Objective::new(&self.model, &self.coded_sites(target), samples.to_vec(), options, threads)
             .map_err(|source| PipelineError::Engine { path: self.path.clone(), source })
+    }
+
+    /// The sites with the values that get codes on a target.
+    pub(super) fn coded_sites(&self, target: Target) -> Vec<SiteRef> {
+        self.vit.sites.iter().map(|site| target.coded(site)).collect()
     }
 }
 

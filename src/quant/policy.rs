@@ -200,10 +200,6 @@ fn activation(
     let mut notes: Vec<String> = Vec::new();
     let signed = target.signed(site).unwrap_or(cfg.signed);
     let mut codes = Codes { bits: cfg.bits, signed };
-    let mut site_ref = site.clone();
-    if !target.quantises_carriers(site.site) {
-        site_ref.values.truncate(1);
-    }
     // What calibration saw of a hidden unit says little of its range, since most are seldom active: an exponent of its own is for
     // those units alone that stand far out.
     let codebook = cfg.method == Method::Codebook && cfg.bits < 8 && codebook_possible(target, &mut notes);
@@ -260,7 +256,7 @@ fn activation(
         affine_scheme(range, codes, symmetric)
     };
     let note = (!notes.is_empty()).then(|| notes.join("; "));
-    Ok(SitePlan { name, site: site_ref, scheme, observed: [lo, hi], note, search: None })
+    Ok(SitePlan { name, site: target.coded(site), scheme, observed: [lo, hi], note, search: None })
 }
 
 /// Whether a site's channels are the hidden units of an MLP.

@@ -64,12 +64,14 @@ impl Target {
         }
     }
 
-    /// Whether values that only carry a site's elements get a Q/DQ pair each: a chain of them stays integer.
-    pub(super) fn quantises_carriers(self, site: Site) -> bool {
-        match self {
-            Target::Integer => true,
-            Target::OnnxRuntime => site != Site::PatchEmbed,
+    /// A site with those of its values that get a Q/DQ pair: what only carries its elements has one too, so that a chain stays
+    /// integer, but not behind onnxruntime's patch convolution, where the sum with the positions is made in float.
+    pub fn coded(self, site: &SiteRef) -> SiteRef {
+        let mut coded = site.clone();
+        if self == Target::OnnxRuntime && site.site == Site::PatchEmbed {
+            coded.values.truncate(1);
         }
+        coded
     }
 
     /// Whether a Linear is fastest as a Gemm on rows: onnxruntime's integer MatMul leaves the bias to an Add of its own, its integer

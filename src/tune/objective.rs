@@ -119,7 +119,7 @@ impl Objective {
         };
         let channels = taps.iter().map(channels).collect();
         taps.extend_from_slice(watched);
-        let engine = Engine::new(model, &taps, options)?;
+        let engine = Engine::changeable(model, &taps, options)?;
         let schedule = engine.schedule(taps.len());
         Ok(Objective { engine, schedule, inputs, sites: of_sites, taps: sites, channels, watched: watched.len(), threads })
     }

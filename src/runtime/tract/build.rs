@@ -17,8 +17,13 @@ pub(super) struct Loaded {
     pub(super) wanted: Vec<OutletId>,
 }
 
-/// Loads what the wanted values depend on.
-pub(super) fn load(model: &ir::Model, wanted: &[Value], options: &EngineOptions) -> Result<Loaded, EngineError> {
+/// Loads what the wanted values depend on. What reads one of the `walls` reads it behind an operator that tract cannot look through.
+pub(super) fn load(
+    model: &ir::Model,
+    wanted: &[Value],
+    walls: &BTreeSet<Value>,
+    options: &EngineOptions,
+) -> Result<Loaded, EngineError> {
     let g = &model.graph;
     let inputs = input_specs(g, options)?;
     let live = live(g, wanted);
@@ -44,6 +49,7 @@ pub(super) fn load(model: &ir::Model, wanted: &[Value], options: &EngineOptions)
         support::check(g, id, has_function)?;
         if convert::constant(g, Value { node: id, port: 0 }).is_none() {
             loader.op(id, &ctx)?;
+            walls.iter().filter(|v| v.node == id).try_for_each(|&v| loader.wall(v))?;
         }
     }
     let wanted = wanted.iter().map(|&v| loader.outlet(v)).collect::<Result<Vec<_>, _>>()?;
@@ -115,6 +121,15 @@ impl Loader<'_> {
         for (slot, (port, _)) in present.into_iter().enumerate() {
             self.outlets.insert(Value { node: id, port }, OutletId::new(at, slot));
         }
+        Ok(())
+    }
+
+    fn wall(&mut self, value: Value) -> Result<(), EngineError> {
+        let name = format!("{}.wall", self.g.value_name(value));
+        let outlet = self.outlet(value)?;
+        let at = self.model.add_node(name, ops::wall(), tvec![InferenceFact::default()]).map_err(load_error)?;
+        self.model.add_edge(outlet, InletId::new(at, 0)).map_err(load_error)?;
+        self.outlets.insert(value, OutletId::new(at, 0));
         Ok(())
     }
 

@@ -18,7 +18,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -94,18 +94,45 @@ impl Engine {
     /// input's shape stays open, or shapes contradict each other.
     pub fn new(model: &Model, taps: &[String], options: &EngineOptions) -> Result<Engine, EngineError> {
         // tract panics on some malformed graphs; a user's file must end in an error instead.
-        catch_unwind(AssertUnwindSafe(|| Engine::load(model, taps, options)))
+        catch_unwind(AssertUnwindSafe(|| Engine::load(model, taps, &BTreeSet::new(), options)))
             .unwrap_or_else(|panic| Err(EngineError::Load(panic_text(&*panic))))
+            .map(|(engine, _)| engine)
     }
 
-    fn load(model: &Model, taps: &[String], options: &EngineOptions) -> Result<Engine, EngineError> {
+    /// The same, where what is put in a tap's place ([`Session::resume`]) is what the operators behind it read. tract reads the output
+    /// of a convolution, for one, before its axes are in ONNX's order, past the tap.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn changeable(model: &Model, taps: &[String], options: &EngineOptions) -> Result<Engine, EngineError> {
+        let load = || -> Result<Engine, EngineError> {
+            let mut walls = BTreeSet::new();
+            loop {
+                let (engine, passed) = Engine::load(model, taps, &walls, options)?;
+                let before = walls.len();
+                walls.extend(passed);
+                if walls.len() == before {
+                    return Ok(engine);
+                }
+            }
+        };
+        catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|panic| Err(EngineError::Load(panic_text(&*panic))))
+    }
+
+    /// Behind the values of `walls` nothing reads past them. Also gives the taps that have readers in the graph and none in the plan.
+    fn load(
+        model: &Model,
+        taps: &[String],
+        walls: &BTreeSet<Value>,
+        options: &EngineOptions,
+    ) -> Result<(Engine, Vec<Value>), EngineError> {
         let g = &model.graph;
         let real = g.outputs().len();
         let mut wanted: Vec<Value> = g.outputs().to_vec();
         for name in taps {
             wanted.push(g.value(name).ok_or_else(|| unknown_tap(model, name))?);
         }
-        let loaded = build::load(model, &wanted, options)?;
+        let loaded = build::load(model, &wanted, walls, options)?;
         let mut pins: Vec<OutletId> = loaded.wanted.clone();
         pins.sort_unstable();
         pins.dedup();
@@ -116,11 +143,14 @@ impl Engine {
         let pinned = optimised.outputs.clone();
         let outlets: Vec<OutletId> = places.iter().filter_map(|&p| pinned.get(p).copied()).collect();
         let outputs: Vec<OutletId> = outlets.iter().take(real).copied().collect();
-        Engine::plan(optimised, &outputs, outlets.get(real..).unwrap_or_default()).map_err(failed).map(|engine| Engine {
-            inputs: loaded.inputs,
-            outputs: g.outputs().iter().map(|&v| g.value_name(v).to_owned()).collect(),
-            ..engine
-        })
+        let is_passed = |&(&v, &o): &(&Value, &OutletId)| {
+            let computed = optimised.outlet_fact(o).is_ok_and(|f| f.konst.is_none());
+            computed && optimised.outlet_successors(o).is_empty() && !g.uses(v).is_empty()
+        };
+        let passed = wanted.iter().zip(&outlets).skip(real).filter(is_passed).map(|(&v, _)| v).collect();
+        let engine = Engine::plan(optimised, &outputs, outlets.get(real..).unwrap_or_default()).map_err(failed)?;
+        let names = g.outputs().iter().map(|&v| g.value_name(v).to_owned()).collect();
+        Ok((Engine { inputs: loaded.inputs, outputs: names, ..engine }, passed))
     }
 
     /// Un-pins the taps: the plan computes the real outputs and, of the taps, those that nothing else leads to.

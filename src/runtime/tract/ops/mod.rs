@@ -7,8 +7,11 @@ mod linear;
 #[cfg(test)]
 mod tests;
 mod vitq;
+mod wall;
 
 use tract_onnx::tract_hir::internal::*;
+
+pub(super) use wall::wall;
 
 use super::{EngineError, convert};
 use crate::ir::{AI_ONNX, AI_VITQ, DType, Graph, NodeId, Tensor as Constant, Value};
