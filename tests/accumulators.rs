@@ -76,4 +76,14 @@ fn an_edited_plan_is_told_where_an_accumulator_cannot_be() {
         let error = lower(&mut model, &plan).unwrap_err().to_string();
         assert!(error.contains(name) && error.contains("an accumulator is the output of"), "{error}");
     }
+    // Weights are multiplied, and positions are added to codes once the patches have some.
+    for (name, patches) in
+        [("blocks.0.mlp_fc1", Scheme::Accumulator), ("embed.position", plan.site("embed").unwrap().scheme.clone())]
+    {
+        let (mut model, mut plan) = (float.clone(), plan.clone());
+        site(&mut plan, "patch_embed").scheme = patches;
+        site(&mut plan, name).scheme = Scheme::Accumulator;
+        let error = lower(&mut model, &plan).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("it is not added to the accumulator"), "{error}");
+    }
 }

@@ -88,6 +88,8 @@ fn integers(tensor: &Tensor, axis: Option<usize>, x: &Pair, w: &Pair) -> Result<
 /// Rewrites the constants that are added to a product's accumulator, or joined to it, on the way to the sum that has codes.
 /// `axes` are those of channels that are not the last, by value.
 ///
+/// Gives the constants' names.
+///
 /// # Errors
 /// When the site is no product's own output, or something else than the addition of constants reads it.
 pub(super) fn lower_accumulated(
@@ -96,7 +98,7 @@ pub(super) fn lower_accumulated(
     axes: &BTreeMap<String, usize>,
     quantised: &Quantised,
     report: &mut LowerReport,
-) -> Result<(), LowerError> {
+) -> Result<Vec<String>, LowerError> {
     let no_product =
         || misfit(site, "", "an accumulator is the output of a convolution or Linear, read by the addition of constants alone");
     let values: Vec<(Value, usize)> =
@@ -106,13 +108,16 @@ pub(super) fn lower_accumulated(
     if !(edit.is_op(product, "Conv") || edit.is_op(product, "MatMul")) {
         return Err(no_product());
     }
+    let ports = added(edit, &values).ok_or_else(no_product)?;
+    let constant = |&(node, port, _): &(NodeId, u32, usize)| edit.input(node, port).filter(|&v| edit.constant(v).is_some());
+    let names = ports.iter().filter_map(constant).map(|v| edit.value_name(v).to_owned()).collect();
     let by_dq: BTreeMap<Value, &Pair> = quantised.values.values().map(|p| (p.dequantised, p)).collect();
     let operand = |port| edit.input(product, port).and_then(|v| by_dq.get(&v).copied());
     let (Some(x), Some(w)) = (operand(0), operand(1)) else {
         report.notes.push(format!("{} stays in float, and what is added to it: it multiplies floats", edit.describe(product)));
-        return Ok(());
+        return Ok(names);
     };
-    for (node, port, channel_from_end) in added(edit, &values).ok_or_else(no_product)? {
+    for (node, port, channel_from_end) in ports {
         let Some((value, tensor)) = edit.input(node, port).and_then(|v| Some((v, edit.constant(v)?))) else { continue };
         let axis = tensor.shape.len().checked_sub(channel_from_end).ok_or_else(no_product)?;
         if w.scales.len() > 1 && tensor.shape.get(axis) != Some(&w.scales.len()) {
@@ -122,7 +127,7 @@ pub(super) fn lower_accumulated(
         replace(edit, node, port, value, found);
         report.biases += 1;
     }
-    Ok(())
+    Ok(names)
 }
 
 fn from_end(axes: &BTreeMap<String, usize>, value: &str) -> usize {

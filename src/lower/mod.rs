@@ -97,8 +97,14 @@ pub fn lower(model: &mut Model, plan: &QuantPlan) -> Result<LowerReport, LowerEr
         report.pairs += qdq::lower_values(&mut edit, site, &shapes, &axes, &mut quantised)?;
     }
     bias::lower(&mut edit, &quantised, &mut report);
-    for site in plan.sites.iter().filter(|s| s.scheme == Scheme::Accumulator && !s.site.weight) {
-        bias::lower_accumulated(&mut edit, site, &axes, &quantised, &mut report)?;
+    let (constants, products): (Vec<_>, Vec<_>) =
+        plan.sites.iter().filter(|s| s.scheme == Scheme::Accumulator).partition(|s| s.site.weight);
+    let mut added = Vec::new();
+    for site in products {
+        added.extend(bias::lower_accumulated(&mut edit, site, &axes, &quantised, &mut report)?);
+    }
+    if let Some(site) = constants.into_iter().find(|s| !s.site.values.iter().all(|v| added.contains(v))) {
+        return Err(qdq::misfit(site, "", "it is not added to the accumulator of a product that the plan leaves unrounded"));
     }
     if plan.target.adds_biases_in_gemm() {
         rows::lower(&mut edit, &quantised, &shapes);

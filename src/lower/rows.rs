@@ -20,7 +20,7 @@ pub(super) fn lower(edit: &mut Edit<'_>, quantised: &Quantised, shapes: &Shapes)
     let by_dq: BTreeMap<Value, &Pair> = quantised.values.values().map(|p| (p.dequantised, p)).collect();
     let mut rows = Rows { shapes, known: BTreeMap::new() };
     for id in edit.ops() {
-        match linear(edit, id, &by_dq, shapes) {
+        match rows.linear(edit, id, &by_dq) {
             Some(linear) => rows.multiply(edit, &linear),
             None => _ = rows.follow(edit, id),
         }
@@ -36,49 +36,26 @@ struct Linear {
     bias: Value,
     /// Of the input's last axis.
     inputs: usize,
-    /// Of the output, −1 where it is unknown.
-    shape: Vec<i64>,
+    /// Of the output.
+    shape: Vec<DimExpr>,
 }
 
-fn linear(edit: &Edit<'_>, add: NodeId, by_dq: &BTreeMap<Value, &Pair>, shapes: &Shapes) -> Option<Linear> {
-    let (product, bias) = (edit.input(add, 0)?, edit.input(add, 1)?);
-    let fits = edit.is_op(add, "Add")
-        && edit.is_op(product.node, "MatMul")
-        && edit.use_count(product) == 1
-        && edit.is_op(bias.node, "DequantizeLinear");
-    let codes = edit.constant(edit.input(bias.node, 0).filter(|_| fits)?)?;
-    let weights = edit.input(product.node, 1)?;
-    // The pair's own value is that before a quantiser became one of rows.
-    let x = edit.input(product.node, 0)?;
-    let (of_x, of_weights) = (origin(edit, x, by_dq)?, by_dq.get(&weights)?);
-    let [inputs, _] = edit.constant(of_weights.codes)?.shape[..] else { return None };
-    let bytes = [of_x, of_weights].iter().all(|p| matches!(p.coding.dtype(), DType::I8 | DType::U8));
-    if codes.dtype != DType::I32 || codes.shape.len() != 1 || !bytes || of_x.scales.len() != 1 {
-        return None;
-    }
-    let shape = sizes(shapes, Value { node: add, port: 0 })?;
-    Some(Linear { add, x, weights, bias, inputs, shape })
+/// The shape of a value of which no more than one size is unknown.
+fn shape_of(shapes: &Shapes, value: Value) -> Option<&[DimExpr]> {
+    shapes.shape(value).filter(|shape| shape.iter().filter(|d| d.as_size().is_none()).count() <= 1)
 }
 
-/// The pair whose DequantizeLinear made a value, or made the rows that the value is a Reshape of.
-fn origin<'p>(edit: &Edit<'_>, value: Value, by_dq: &BTreeMap<Value, &'p Pair>) -> Option<&'p Pair> {
-    let rows = edit.input(value.node, 0).filter(|_| edit.is_op(value.node, "Reshape"));
-    by_dq.get(&value).or_else(|| by_dq.get(&rows?)).copied()
-}
-
-/// The sizes of a value of which no more than one is unknown, −1 in its place.
-fn sizes(shapes: &Shapes, value: Value) -> Option<Vec<i64>> {
-    let size = |d: &DimExpr| d.as_size().map_or(-1, |n| n as i64);
-    let sizes: Vec<i64> = shapes.shape(value)?.iter().map(size).collect();
-    (sizes.iter().filter(|&&n| n < 0).count() <= 1).then_some(sizes)
+/// What Reshape makes of that shape: −1 where a size is unknown.
+fn sizes(shape: &[DimExpr]) -> Vec<i64> {
+    shape.iter().map(|d| d.as_size().map_or(-1, |n| n as i64)).collect()
 }
 
 /// A value as rows.
 #[derive(Clone)]
 struct Known {
     rows: Value,
-    /// Of the value itself, −1 where a size is unknown.
-    shape: Vec<i64>,
+    /// Of the value itself.
+    shape: Vec<DimExpr>,
 }
 
 struct Rows<'a> {
@@ -88,6 +65,26 @@ struct Rows<'a> {
 }
 
 impl Rows<'_> {
+    fn linear(&self, edit: &Edit<'_>, add: NodeId, by_dq: &BTreeMap<Value, &Pair>) -> Option<Linear> {
+        let (product, bias) = (edit.input(add, 0)?, edit.input(add, 1)?);
+        let fits = edit.is_op(add, "Add")
+            && edit.is_op(product.node, "MatMul")
+            && edit.use_count(product) == 1
+            && edit.is_op(bias.node, "DequantizeLinear");
+        let codes = edit.constant(edit.input(bias.node, 0).filter(|_| fits)?)?;
+        let (x, weights) = (edit.input(product.node, 0)?, edit.input(product.node, 1)?);
+        // What a DequantizeLinear among rows makes is known by the value that it stands for.
+        let of_x = by_dq.get(&x).or_else(|| by_dq.get(&self.known.get(&x)?.rows))?;
+        let of_weights = by_dq.get(&weights)?;
+        let [inputs, _] = edit.constant(of_weights.codes)?.shape[..] else { return None };
+        let bytes = [of_x, of_weights].iter().all(|p| matches!(p.coding.dtype(), DType::I8 | DType::U8));
+        if codes.dtype != DType::I32 || codes.shape.len() != 1 || !bytes || of_x.scales.len() != 1 {
+            return None;
+        }
+        let shape = shape_of(self.shapes, Value { node: add, port: 0 })?.to_vec();
+        Some(Linear { add, x, weights, bias, inputs, shape })
+    }
+
     fn multiply(&mut self, edit: &mut Edit<'_>, linear: &Linear) {
         let Some(x) = self.dequantised(edit, linear) else { return };
         let old = Value { node: linear.add, port: 0 };
@@ -124,7 +121,8 @@ impl Rows<'_> {
         };
         let name = edit.value_name(linear.x).to_owned();
         let rows = edit.add(dq, NewOp::std("DequantizeLinear", &format!("{name}_rows")).inputs([codes, scale, zero]));
-        let shape = linear.shape.split_last().map(|(_, before)| [before, &[width]].concat()).unwrap_or_default();
+        let before = linear.shape.split_last().map_or(&[][..], |(_, before)| before);
+        let shape = before.iter().cloned().chain([DimExpr::from(width)]).collect();
         self.known.insert(linear.x, Known { rows, shape });
         Some(rows)
     }
@@ -135,7 +133,7 @@ impl Rows<'_> {
         let x = edit.input(id, 0)?;
         if edit.is_op(id, "Reshape") {
             let rows = self.known.get(&x)?.rows;
-            let shape = sizes(self.shapes, y)?;
+            let shape = sizes(shape_of(self.shapes, y)?);
             let name = edit.value_name(y).to_owned();
             let shape = edit.add_init(id, &format!("{name}_shape"), Tensor::vector(&shape));
             edit.set_input(id, 0, Some(rows));
@@ -156,8 +154,8 @@ impl Rows<'_> {
             }
             if normalises && edit.uses(y).iter().all(|u| edit.is_op(u.node, "QuantizeLinear")) && !self.known.contains_key(&x) {
                 // Where a stream begins.
-                let shape = sizes(self.shapes, x).filter(|s| s.len() > 2)?;
-                self.rows_of(edit, x, &shape)?;
+                let shape = shape_of(self.shapes, x).filter(|s| s.len() > 2)?;
+                self.rows_of(edit, x, shape)?;
             }
             let known = self.known.get(&x)?.clone();
             edit.set_input(id, 0, Some(known.rows));
@@ -171,20 +169,20 @@ impl Rows<'_> {
     }
 
     /// A value of a shape as rows.
-    fn rows_of(&mut self, edit: &mut Edit<'_>, value: Value, shape: &[i64]) -> Option<Value> {
+    fn rows_of(&mut self, edit: &mut Edit<'_>, value: Value, shape: &[DimExpr]) -> Option<Value> {
         if let Some(known) = self.known.get(&value) {
             return (known.shape == shape).then_some(known.rows);
         }
-        let fits = edit.constant(value).is_none() && sizes(self.shapes, value)? == shape;
-        let rows = flattened(edit, value, *shape.last().filter(|_| fits)?);
+        let fits = edit.constant(value).is_none() && shape_of(self.shapes, value)? == shape;
+        let rows = flattened(edit, value, shape.last().filter(|_| fits)?.as_const()?);
         self.known.insert(value, Known { rows, shape: shape.to_vec() });
         Some(rows)
     }
 
     /// Rows in the shape of the value that they stand for, for whoever needs that.
-    fn shaped(&mut self, edit: &mut Edit<'_>, rows: Value, old: Value, shape: &[i64]) {
+    fn shaped(&mut self, edit: &mut Edit<'_>, rows: Value, old: Value, shape: &[DimExpr]) {
         let name = edit.value_name(old).to_owned();
-        let shaped = reshape(edit, rows, &format!("{name}_shaped"), &format!("{name}_rows"), shape);
+        let shaped = reshape(edit, rows, &format!("{name}_shaped"), &format!("{name}_rows"), &sizes(shape));
         edit.replace(old, shaped);
         self.known.insert(shaped, Known { rows, shape: shape.to_vec() });
     }
@@ -211,7 +209,8 @@ fn is_last_norm(edit: &Edit<'_>, id: NodeId, shapes: &Shapes) -> bool {
     let axis = edit.op(id).and_then(|o| o.attrs.int("axis")).unwrap_or(-1);
     let last = axis == -1 || shapes.rank(Value { node: id, port: 0 }).is_some_and(|r| axis == r as i64 - 1);
     let vector = |v: Value| edit.constant(v).is_some_and(|t| t.shape.len() == 1);
-    edit.is_op(id, "LayerNormalization") && last && edit.inputs_of(id).into_iter().skip(1).flatten().all(vector)
+    let one = edit.get(id).is_some_and(|n| n.outputs.len() == 1);
+    edit.is_op(id, "LayerNormalization") && one && last && edit.inputs_of(id).into_iter().skip(1).flatten().all(vector)
 }
 
 /// A value as rows of a width; of a Reshape, what that reads.
