@@ -4,9 +4,12 @@
 mod common;
 
 use common::block::*;
+use vitq::ir::text::parse_model;
 use vitq::ir::{DType, Model};
 use vitq::lower::lower;
-use vitq::quant::{Scheme, Target};
+use vitq::quant::{QuantPlan, Scheme, SitePlan, Target, make_plan};
+use vitq::vit::{Site, SiteRef};
+use vitq::{canon, vit};
 
 fn constant(model: &Model, name: &str) -> vitq::ir::Tensor {
     model.graph.constant(model.graph.value(name).unwrap()).unwrap().clone()
@@ -86,4 +89,67 @@ fn an_edited_plan_is_told_where_an_accumulator_cannot_be() {
         let error = lower(&mut model, &plan).unwrap_err().to_string();
         assert!(error.contains(name) && error.contains("it is not added to the accumulator"), "{error}");
     }
+}
+
+/// A Linear's output to which a row is added for each sample.
+fn linear_and_row() -> (Model, QuantPlan) {
+    let tensors = [("w", &[4, 3][..], 1.0), ("b", &[3], 0.1), ("row", &[1, 1, 4, 3], 1.0)]
+        .map(|(name, shape, scale)| tensor(name, shape, scale));
+    let text = format!(
+        "<ir_version: 9, opset_import: [\"\" : 20]>\ng (float[1, 1, 4, 4] image) => (float[1, 1, 4, 3] y)\n<{}>\n{{\n  p = MatMul (image, w)\n  \
+         a = Add (p, b)\n  y = Add (a, row)\n}}",
+        tensors.join(",\n")
+    );
+    let mut model = parse_model(&text).unwrap();
+    canon::canonicalise(&mut model).unwrap();
+    let (vit, config) = (vit::recognise(&model.graph), preset("int8"));
+    let plan = make_plan(&facts(&model, &vit), &stats(&model, &vit, &config), &config, Target::Integer, 1).unwrap();
+    (model, plan)
+}
+
+#[test]
+fn the_output_of_a_linear_may_stay_an_accumulator_too() {
+    let (mut model, mut plan) = linear_and_row();
+    let output = site(&mut plan, "linear_output.a");
+    output.scheme = Scheme::Accumulator;
+    let row = SiteRef {
+        site: Site::Embed,
+        part: Some("position".to_owned()),
+        weight: true,
+        values: vec!["row".to_owned()],
+        ..output.site.clone()
+    };
+    let row = SitePlan { name: "embed.position".to_owned(), site: row, ..output.clone() };
+    plan.sites.push(row);
+    let report = lower(&mut model, &plan).unwrap();
+    assert_eq!((report.biases, report.notes.len()), (2, 0), "{report:?}");
+    assert_eq!(constant(&model, "row_quantized").dtype, DType::I32);
+}
+
+#[test]
+fn what_does_not_fit_an_accumulator_stays_in_float_and_is_noted() {
+    let (float, plan) = planned(&preset("int8"), Target::Integer);
+    let mut model = float.clone();
+    let mut plan = plan.clone();
+    // A unit so small that 2^30 of them are less than a position.
+    let Scheme::Weight { scales, .. } = &mut site(&mut plan, "patch_embed.weight").scheme else { panic!() };
+    scales.iter_mut().for_each(|s| *s = 1e-9);
+    let report = lower(&mut model, &plan).unwrap();
+    assert!(report.notes.iter().any(|n| n.starts_with("'position' stays in float")), "{report:?}");
+    assert_eq!(constant(&model, "position").dtype, DType::F32);
+}
+
+#[test]
+fn positions_left_in_float_stay_floats() {
+    let (model, plan, _) = lowered(&variant("extra_layer: {embed: {float: true}}"), Target::Integer);
+    assert!(plan.float.iter().any(|f| f.name == "embed.position"));
+    assert_eq!(constant(&model, "position").dtype, DType::F32);
+}
+
+#[test]
+fn a_target_without_accumulators_is_noted() {
+    let (mut model, mut plan) = planned(&preset("int8"), Target::Integer);
+    plan.target = Target::OnnxRuntime;
+    let report = lower(&mut model, &plan).unwrap();
+    assert!(report.notes.iter().any(|n| n.contains("onnxruntime keeps no accumulators")), "{report:?}");
 }

@@ -120,3 +120,9 @@ fn a_sum_with_something_of_another_shape_is_made_in_its_own() {
     assert_eq!(forms(&model).0, 2);
     assert!(model.graph.is_op(model.graph.input(sum, 0).unwrap().node, "Reshape"));
 }
+
+#[test]
+fn a_linear_without_a_bias_is_a_gemm_of_two_inputs() {
+    let model = general("N, 1, 4", "  g = Relu (a)\n  y = MatMul (g, w2)\n");
+    assert_eq!((forms(&model), ops(&model).get("MatMul")), ((2, 0), None));
+}

@@ -39,6 +39,9 @@ fn bias_of(edit: &Edit<'_>, id: NodeId) -> Option<(NodeId, NodeId, u32)> {
     (edit.is_op(product.node, "MatMul") && edit.constant(bias).is_some()).then_some((product.node, id, 1))
 }
 
+/// Half of what 32 bits hold: the products have the other half.
+const MOST: f64 = (1u32 << 30) as f64;
+
 /// A constant in units of an accumulator.
 struct Integers {
     codes: Vec<i32>,
@@ -78,7 +81,7 @@ fn integers(tensor: &Tensor, axis: Option<usize>, x: &Pair, w: &Pair) -> Result<
         .enumerate()
         .map(|(i, &v)| {
             let q = f64::from(v) / f64::from(of_channel(i));
-            (q.is_finite() && q.abs() <= f64::from(i32::MAX)).then_some(q.round_ties_even() as i32)
+            (q.is_finite() && q.abs() <= MOST).then_some(q.round_ties_even() as i32)
         })
         .collect();
     let codes = codes.ok_or("it does not fit 32 bits in units of input scale × weight scale")?;
@@ -88,27 +91,30 @@ fn integers(tensor: &Tensor, axis: Option<usize>, x: &Pair, w: &Pair) -> Result<
 /// Rewrites the constants that are added to a product's accumulator, or joined to it, on the way to the sum that has codes.
 /// `axes` are those of channels that are not the last, by value.
 ///
-/// Gives the constants' names.
+/// `constants` are those that the plan leaves without codes of their own; gives the names of all that are added.
 ///
 /// # Errors
 /// When the site is no product's own output, or something else than the addition of constants reads it.
 pub(super) fn lower_accumulated(
     edit: &mut Edit<'_>,
     site: &SitePlan,
+    constants: &[&String],
     axes: &BTreeMap<String, usize>,
     quantised: &Quantised,
     report: &mut LowerReport,
 ) -> Result<Vec<String>, LowerError> {
     let no_product =
         || misfit(site, "", "an accumulator is the output of a convolution or Linear, read by the addition of constants alone");
-    let values: Vec<(Value, usize)> =
-        site.site.values.iter().filter_map(|name| Some((edit.value(name)?, from_end(axes, name)))).collect();
+    let unknown = |name: &String| LowerError::UnknownValue { site: site.name.clone(), value: name.clone() };
+    let value = |name: &String| Ok((edit.value(name).ok_or_else(|| unknown(name))?, from_end(axes, name)));
+    let values = site.site.values.iter().map(value).collect::<Result<Vec<_>, LowerError>>()?;
     let first = values.first().map(|(v, _)| v.node).ok_or_else(no_product)?;
-    let product = bias_of(edit, first).map_or(first, |(product, ..)| product);
+    let before = edit.input(first, 0).map(|v| v.node).filter(|_| edit.is_op(first, "Add"));
+    let product = before.unwrap_or(first);
     if !(edit.is_op(product, "Conv") || edit.is_op(product, "MatMul")) {
         return Err(no_product());
     }
-    let ports = added(edit, &values).ok_or_else(no_product)?;
+    let ports = added(edit, &values).filter(|ports| !ports.is_empty()).ok_or_else(no_product)?;
     let constant = |&(node, port, _): &(NodeId, u32, usize)| edit.input(node, port).filter(|&v| edit.constant(v).is_some());
     let names = ports.iter().filter_map(constant).map(|v| edit.value_name(v).to_owned()).collect();
     let by_dq: BTreeMap<Value, &Pair> = quantised.values.values().map(|p| (p.dequantised, p)).collect();
@@ -119,13 +125,24 @@ pub(super) fn lower_accumulated(
     };
     for (node, port, channel_from_end) in ports {
         let Some((value, tensor)) = edit.input(node, port).and_then(|v| Some((v, edit.constant(v)?))) else { continue };
-        let axis = tensor.shape.len().checked_sub(channel_from_end).ok_or_else(no_product)?;
-        if w.scales.len() > 1 && tensor.shape.get(axis) != Some(&w.scales.len()) {
-            return Err(misfit(site, edit.value_name(value), format!("{} channels needed", w.scales.len())));
+        // Of what the plan says nothing, tokens alone: they are joined to the patches.
+        let name = edit.value_name(value).to_owned();
+        if edit.is_op(node, "Add") && !constants.contains(&&name) {
+            continue;
         }
-        let found = integers(tensor, Some(axis), x, w).map_err(|what| misfit(site, edit.value_name(value), what))?;
-        replace(edit, node, port, value, found);
-        report.biases += 1;
+        let axis = tensor.shape.len().checked_sub(channel_from_end);
+        let fits = w.scales.len() == 1 || axis.and_then(|a| tensor.shape.get(a)) == Some(&w.scales.len());
+        let found = match axis {
+            Some(axis) if fits => integers(tensor, Some(axis), x, w),
+            _ => Err(format!("one number for each of {} channels expected, found shape {:?}", w.scales.len(), tensor.shape)),
+        };
+        match found {
+            Ok(integers) => {
+                replace(edit, node, port, value, integers);
+                report.biases += 1;
+            }
+            Err(why) => report.notes.push(format!("'{name}' stays in float where it is added to an accumulator: {why}")),
+        }
     }
     Ok(names)
 }
@@ -139,6 +156,9 @@ fn from_end(axes: &BTreeMap<String, usize>, value: &str) -> usize {
 fn added(edit: &Edit<'_>, values: &[(Value, usize)]) -> Option<Vec<(NodeId, u32, usize)>> {
     let mut found = Vec::new();
     for &(value, channels) in values {
+        if edit.is_output(value) {
+            return None;
+        }
         if edit.is_op(value.node, "Concat") || edit.is_op(value.node, "Expand") {
             let ports = if edit.is_op(value.node, "Expand") { 1 } else { edit.inputs_of(value.node).len() as u32 };
             found.extend((0..ports).map(|port| (value.node, port, channels)));

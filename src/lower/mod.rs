@@ -11,7 +11,6 @@ mod bias;
 mod custom;
 mod expand;
 mod functions;
-
 mod qdq;
 mod rows;
 
@@ -99,9 +98,15 @@ pub fn lower(model: &mut Model, plan: &QuantPlan) -> Result<LowerReport, LowerEr
     bias::lower(&mut edit, &quantised, &mut report);
     let (constants, products): (Vec<_>, Vec<_>) =
         plan.sites.iter().filter(|s| s.scheme == Scheme::Accumulator).partition(|s| s.site.weight);
+    if let Some(site) = products.first().filter(|_| !plan.target.keeps_accumulators()) {
+        report
+            .notes
+            .push(format!("{}: {} keeps no accumulators, so it is a float until the sum has codes", site.name, plan.target));
+    }
+    let named: Vec<&String> = constants.iter().flat_map(|s| &s.site.values).collect();
     let mut added = Vec::new();
     for site in products {
-        added.extend(bias::lower_accumulated(&mut edit, site, &axes, &quantised, &mut report)?);
+        added.extend(bias::lower_accumulated(&mut edit, site, &named, &axes, &quantised, &mut report)?);
     }
     if let Some(site) = constants.into_iter().find(|s| !s.site.values.iter().all(|v| added.contains(v))) {
         return Err(qdq::misfit(site, "", "it is not added to the accumulator of a product that the plan leaves unrounded"));

@@ -14,7 +14,7 @@ use crate::ir::{AttrValue, DType, Edit, NewOp, NodeId, Tensor, Value};
 /// Operators that look at one element of their first input at a time; what else they read is one number each.
 const ELEMENTWISE: [&str; 8] = ["QuantizeLinear", "DequantizeLinear", "Clip", "Gelu", "Relu", "Sigmoid", "Tanh", "HardSwish"];
 
-/// Rewrites every Linear whose input, weights and bias are integers of 8, 8 and 32 bits, and of whose output no more than one size is
+/// Rewrites every Linear whose input, weights and bias, if any, are integers of 8, 8 and 32 bits, and of whose output no more than one size is
 /// unknown. `shapes` are those of the graph before lowering.
 pub(super) fn lower(edit: &mut Edit<'_>, quantised: &Quantised, shapes: &Shapes) {
     let by_dq: BTreeMap<Value, &Pair> = quantised.values.values().map(|p| (p.dequantised, p)).collect();
@@ -28,12 +28,13 @@ pub(super) fn lower(edit: &mut Edit<'_>, quantised: &Quantised, shapes: &Shapes)
     rows.hand_names_on(edit);
 }
 
-/// `Add(MatMul(x, weights), bias)`, all behind DequantizeLinear.
+/// `Add(MatMul(x, weights), bias)`, or the product alone, all behind DequantizeLinear.
 struct Linear {
-    add: NodeId,
+    /// The operator that makes the output.
+    last: NodeId,
     x: Value,
     weights: Value,
-    bias: Value,
+    bias: Option<Value>,
     /// Of the input's last axis.
     inputs: usize,
     /// Of the output.
@@ -65,32 +66,39 @@ struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    fn linear(&self, edit: &Edit<'_>, add: NodeId, by_dq: &BTreeMap<Value, &Pair>) -> Option<Linear> {
-        let (product, bias) = (edit.input(add, 0)?, edit.input(add, 1)?);
-        let fits = edit.is_op(add, "Add")
-            && edit.is_op(product.node, "MatMul")
-            && edit.use_count(product) == 1
-            && edit.is_op(bias.node, "DequantizeLinear");
-        let codes = edit.constant(edit.input(bias.node, 0).filter(|_| fits)?)?;
-        let (x, weights) = (edit.input(product.node, 0)?, edit.input(product.node, 1)?);
+    fn linear(&self, edit: &Edit<'_>, last: NodeId, by_dq: &BTreeMap<Value, &Pair>) -> Option<Linear> {
+        let (product, bias) = if edit.is_op(last, "Add") {
+            (edit.input(last, 0)?.node, Some(integer_bias(edit, last)?))
+        } else {
+            let out = Value { node: last, port: 0 };
+            // With a bias it is the sum that is rewritten.
+            if edit.uses(out).iter().any(|u| integer_bias(edit, u.node).is_some()) {
+                return None;
+            }
+            (last, None)
+        };
+        if !edit.is_op(product, "MatMul") {
+            return None;
+        }
+        let (x, weights) = (edit.input(product, 0)?, edit.input(product, 1)?);
         // What a DequantizeLinear among rows makes is known by the value that it stands for.
         let of_x = by_dq.get(&x).or_else(|| by_dq.get(&self.known.get(&x)?.rows))?;
         let of_weights = by_dq.get(&weights)?;
         let [inputs, _] = edit.constant(of_weights.codes)?.shape[..] else { return None };
         let bytes = [of_x, of_weights].iter().all(|p| matches!(p.coding.dtype(), DType::I8 | DType::U8));
-        if codes.dtype != DType::I32 || codes.shape.len() != 1 || !bytes || of_x.scales.len() != 1 {
+        if !bytes || of_x.scales.len() != 1 {
             return None;
         }
-        let shape = shape_of(self.shapes, Value { node: add, port: 0 })?.to_vec();
-        Some(Linear { add, x, weights, bias, inputs, shape })
+        let shape = shape_of(self.shapes, Value { node: last, port: 0 })?.to_vec();
+        Some(Linear { last, x, weights, bias, inputs, shape })
     }
 
     fn multiply(&mut self, edit: &mut Edit<'_>, linear: &Linear) {
         let Some(x) = self.dequantised(edit, linear) else { return };
-        let old = Value { node: linear.add, port: 0 };
+        let old = Value { node: linear.last, port: 0 };
         let name = edit.value_name(old).to_owned();
-        let gemm = NewOp::std("Gemm", &format!("{name}_gemm")).inputs([x, linear.weights, linear.bias]);
-        let gemm = edit.add(linear.add, gemm.output(&format!("{name}_rows")));
+        let gemm = NewOp::std("Gemm", &format!("{name}_gemm")).inputs([x, linear.weights]).inputs(linear.bias);
+        let gemm = edit.add(linear.last, gemm.output(&format!("{name}_rows")));
         if linear.shape.len() == 2 {
             edit.replace(old, gemm);
         } else {
@@ -198,6 +206,17 @@ impl Rows<'_> {
             }
         }
     }
+}
+
+/// The int32 bias of a Linear that ends in this Add, dequantised: a number for each output, added to a product that nothing else reads.
+fn integer_bias(edit: &Edit<'_>, add: NodeId) -> Option<Value> {
+    let (product, bias) = (edit.input(add, 0)?, edit.input(add, 1)?);
+    let fits = edit.is_op(add, "Add")
+        && edit.is_op(product.node, "MatMul")
+        && edit.use_count(product) == 1
+        && edit.is_op(bias.node, "DequantizeLinear");
+    let codes = edit.constant(edit.input(bias.node, 0).filter(|_| fits)?)?;
+    (codes.dtype == DType::I32 && codes.shape.len() == 1).then_some(bias)
 }
 
 fn is_elementwise(edit: &Edit<'_>, id: NodeId) -> bool {

@@ -77,6 +77,9 @@ fn accumulated(graph: &Graph, site: &SiteRef, sites: &[SiteRef]) -> Option<Vec<(
     if site.weight || !multiplies || graph.constant(graph.input(product, 1)?).is_none() {
         return None;
     }
+    if values.iter().any(|&v| graph.is_output(v)) {
+        return None;
+    }
     let carries = |id: NodeId| values.contains(&Value { node: id, port: 0 }) || graph.is_op(id, "Shape");
     let readers = values.iter().flat_map(|&v| graph.uses(v)).filter(|u| !carries(u.node));
     let mut found = vec![site.full_name()];

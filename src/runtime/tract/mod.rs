@@ -99,8 +99,8 @@ impl Engine {
             .map(|(engine, _)| engine)
     }
 
-    /// The same, where what is put in a tap's place ([`Session::resume`]) is what the operators behind it read. tract reads the output
-    /// of a convolution, for one, before its axes are in ONNX's order, past the tap.
+    /// The same, where what is put in a tap's place ([`Session::resume`]) is what the operators behind it read. tract may read the
+    /// output of a patch convolution before its axes are in ONNX's order, past the tap. Found are taps that nothing reads any more.
     ///
     /// # Errors
     /// As [`Engine::new`].
