@@ -456,7 +456,9 @@ fn a_bias_that_does_not_fit_stays_in_float_and_is_noted() {
     assert_eq!(report.biases, 7);
     assert_eq!(
         report.notes,
-        ["Add (producing 'fc1'): its bias stays in float: it does not fit 32 bits in units of input scale × weight scale"]
+        [
+            "Add (producing 'fc1'): its bias stays in float: it takes more than half of 32 bits in units of input scale × weight scale"
+        ]
     );
     let fc1 = model.graph.value("fc1").unwrap();
     let bias = model.graph.input(fc1.node, 1).unwrap();

@@ -84,7 +84,7 @@ fn integers(tensor: &Tensor, axis: Option<usize>, x: &Pair, w: &Pair) -> Result<
             (q.is_finite() && q.abs() <= MOST).then_some(q.round_ties_even() as i32)
         })
         .collect();
-    let codes = codes.ok_or("it does not fit 32 bits in units of input scale × weight scale")?;
+    let codes = codes.ok_or("it takes more than half of 32 bits in units of input scale × weight scale")?;
     Ok(Integers { codes, scales, axis })
 }
 

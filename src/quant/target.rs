@@ -12,8 +12,8 @@ pub enum Target {
     OnnxRuntime,
 }
 
-/// A head's product has no more than 64 multiply-accumulates for each probability, so that making its code costs as much as an integer
-/// product gains; and most probabilities are below the step of 8 evenly spaced bits.
+/// A head, of 64 channels as a rule, has as many multiply-accumulates for each probability, so that making its code costs as much as an
+/// integer product gains; and most probabilities are below the step of 8 evenly spaced bits.
 const ATTENTION_BY_V: &str = "onnxruntime's integer product of probabilities and v is no faster than its float one, and its codes cost most of the accuracy";
 
 impl Target {
