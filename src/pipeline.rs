@@ -16,6 +16,7 @@ mod evaluate;
 mod levels;
 mod load;
 mod quantise;
+mod reparameterize;
 mod resume;
 mod samples;
 mod search;

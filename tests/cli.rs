@@ -208,7 +208,8 @@ fn rounded_weights_travel_with_the_plan() {
 fn analyze_ranks_every_activation_site() {
     let b = Bench::new();
     let images = with(&["--calib", CALIB, "--calib-limit", "4"], &IMAGES);
-    let said = b.ok(&with(&["analyze", VIT, "-o", "@/sites.json"], &images));
+    // The table is the result: to be quiet is to leave out everything else.
+    let said = b.ok(&with(&["analyze", VIT, "-q", "-o", "@/sites.json"], &images));
     let found: serde_json::Value = serde_json::from_slice(&b.bytes("sites.json")).unwrap();
     let sites = found["sites"].as_array().unwrap();
     let noise: Vec<f64> = sites.iter().map(|s| s["noise"].as_f64().unwrap()).collect();

@@ -17,7 +17,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("simd", &[]),
     ("parallel", &[]),
     ("calib", &["simd"]),
-    ("quant", &["calib", "config::schema", "ir::Tensor", "parallel", "simd", "vit::site"]),
+    ("quant", &["calib", "config::schema", "ir::Tensor", "parallel", "simd", "vit::norm", "vit::site"]),
     ("lower", &["ir", "quant::plan", "quant::tables"]),
     ("runtime::kernels", &[]),
     ("runtime::tract", &["ir", "onnx", "runtime::kernels", "calib", "simd"]),
@@ -180,6 +180,7 @@ fn home(path: &str) -> &str {
     match path {
         "quant::QuantPlan" | "quant::PlanError" => "quant::plan",
         "vit::Site" | "vit::SiteRef" | "vit::Section" => "vit::site",
+        "vit::Norm" => "vit::norm",
         path => path,
     }
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use vitq::calib::run::{Failure, Forward, ForwardSession, Named, OnValue};
 use vitq::calib::{Digest, SampleSource, calibrate};
 use vitq::config::load::parse;
-use vitq::quant::plan::ConstantsFile;
+use vitq::quant::plan::{ConstantsFile, Reparameterized};
 use vitq::quant::{
     Codes, Factors, FloatSite, ModelFacts, PlanError, QuantPlan, Scheme, SitePlan, Target, ZeroPoint, make_plan, recordings,
 };
@@ -53,6 +53,8 @@ fn affine(values: &[f32], bits: u8, signed: bool, symmetric: bool) -> (Codes, f3
         sites: vec![site],
         accumulated: [].into(),
         multiplied: [].into(),
+        norms: [].into(),
+        reparameterized: vec![],
         constants: [].into(),
         before_gelu: [].into(),
     };
@@ -210,15 +212,20 @@ fn any_plan() -> impl Strategy<Value = QuantPlan> {
     let lists = (prop::collection::vec(any_site(), 0..6), prop::collection::vec(float, 0..3));
     let file = (".*", "[0-9a-f]{64}").prop_map(|(file, sha256)| ConstantsFile { file, sha256 });
     let constants = prop::option::of(file);
-    ("[0-9a-f]{64}", target, ".*", constants, lists).prop_map(|(model, target, config, constants, (sites, float))| QuantPlan {
-        version: 1,
-        model,
-        target,
-        config,
-        constants,
-        sites,
-        float,
-    })
+    let scaled = (".*", prop::collection::vec(1e-3f32..10.0, 0..5)).prop_map(|(site, factors)| Reparameterized { site, factors });
+    let scaled = prop::collection::vec(scaled, 0..3);
+    ("[0-9a-f]{64}", target, ".*", constants, scaled, lists).prop_map(
+        |(model, target, config, constants, reparameterized, (sites, float))| QuantPlan {
+            version: 1,
+            model,
+            target,
+            config,
+            constants,
+            reparameterized,
+            sites,
+            float,
+        },
+    )
 }
 
 proptest! {
@@ -250,6 +257,7 @@ fn empty() -> QuantPlan {
         target: Target::Integer,
         config: "int8".to_owned(),
         constants: None,
+        reparameterized: vec![],
         sites: vec![],
         float: vec![],
     }

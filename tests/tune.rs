@@ -45,7 +45,8 @@ impl Bench {
     }
 
     fn float(&self) -> Objective {
-        self.source.objective(self.plan.target, &self.inputs, &self.options, 2).unwrap()
+        let source = self.source.reparameterized(&self.plan.reparameterized).unwrap();
+        source.objective(self.plan.target, &self.inputs, &self.options, 2).unwrap()
     }
 
     /// Simulated, with the plan's constants.

@@ -371,6 +371,8 @@ fn facts(model: &Model, vit: &Vit) -> ModelFacts {
         sites: vit.sites.clone(),
         multiplied: vit.multiplied.clone(),
         accumulated: vit.accumulated.clone(),
+        norms: vit.norms.clone(),
+        reparameterized: vec![],
         constants: vit.sites.iter().filter(|s| s.weight).flat_map(|s| &s.values).map(constant).collect(),
         before_gelu: [].into(),
     }

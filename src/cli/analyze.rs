@@ -83,5 +83,5 @@ pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
         let text = json(&found)?;
         write_atomic(path, |w| w.write_all(text.as_bytes()))?;
     }
-    if args.json { terminal.print_json(&found) } else { terminal.summary(&found) }
+    if args.json { terminal.print_json(&found) } else { terminal.print(&found.to_string()) }
 }

@@ -177,6 +177,7 @@ fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, Cli
     } else {
         Found::unsearched(stats, plan)
     };
+    let source = source.reparameterized(&found.plan.reparameterized)?.into_owned();
     let adjusted = adjust(args, terminal, &source, &config, &feed, &samples, &found.plan)?;
     let source = match adjusted {
         Some(a) => {

@@ -7,6 +7,7 @@
 mod defaults;
 mod error;
 pub mod load;
+mod origin;
 mod preprocess;
 mod read;
 pub mod schema;

@@ -7,7 +7,7 @@ use super::schema::{
 use super::tree::{Key, Node, Value};
 
 /// Keys of an entry.
-const ENTRY_KEYS: [&str; 18] = [
+const ENTRY_KEYS: [&str; 19] = [
     "calibration_mode",
     "bit_type",
     "observer_type",
@@ -23,6 +23,7 @@ const ENTRY_KEYS: [&str; 18] = [
     "ptf_mantissa_bits",
     "ptf_search",
     "keep_accumulator",
+    "reparameterize",
     "weight_rounding",
     "bias_correction",
     "float",
@@ -235,6 +236,7 @@ impl<'a> Reader<'a> {
                 "ptf_mantissa_bits" => e.ptf_mantissa_bits = Some(self.integer(key, value, 0, 3)?),
                 "ptf_search" => e.ptf_search = Some(self.boolean(key, value)?),
                 "keep_accumulator" => e.keep_accumulator = Some(self.boolean(key, value)?),
+                "reparameterize" => e.reparameterize = Some(self.boolean(key, value)?),
                 "weight_rounding" => {
                     self.check_weights(key, place)?;
                     e.weight_rounding = Some(self.choice(value, "weight rounding", &Rounding::NAMES)?);
@@ -436,6 +438,7 @@ fn over(base: &Entry, top: &Entry) -> Entry {
         ptf_mantissa_bits: top.ptf_mantissa_bits.or(base.ptf_mantissa_bits),
         ptf_search: top.ptf_search.or(base.ptf_search),
         keep_accumulator: top.keep_accumulator.or(base.keep_accumulator),
+        reparameterize: top.reparameterize.or(base.reparameterize),
         weight_rounding: top.weight_rounding.or(base.weight_rounding),
         bias_correction: top.bias_correction.or(base.bias_correction),
         float,

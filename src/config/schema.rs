@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::defaults;
+pub use super::origin::{Key, Source};
 use super::preprocess::Preprocessing;
 use crate::vit::Site;
 
@@ -158,64 +159,6 @@ impl Method {
     }
 }
 
-/// The values that an entry can give.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Key {
-    /// `calibration_mode`
-    CalibrationMode,
-    /// `bit_type.bits`
-    Bits,
-    /// `bit_type.signed`
-    Signed,
-    /// `bit_type.symmetric`
-    Symmetric,
-    /// `observer_type`
-    Observer,
-    /// `quantization_method`
-    Method,
-    /// `percentile_alpha`
-    PercentileAlpha,
-    /// `percentile_sigma`
-    PercentileSigma,
-    /// `kl_bins`
-    KlBins,
-    /// `log2_fraction_bits`
-    Log2FractionBits,
-    /// `log2_normalize`
-    Log2Normalize,
-    /// `ptf_search`
-    PtfSearch,
-    /// `keep_accumulator`
-    KeepAccumulator,
-    /// `max_exponent`
-    MaxExponent,
-    /// `ptf_mantissa_bits`
-    PtfMantissaBits,
-    /// `weight_rounding`
-    WeightRounding,
-    /// `bias_correction`
-    BiasCorrection,
-    /// `float`
-    Float,
-}
-
-/// Where a value of a [`SiteConfig`] comes from; the later, the more specific.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Source {
-    /// Nothing was said: the site's built-in default.
-    BuiltIn,
-    /// The file's `default`.
-    Default,
-    /// The `default` of the site's section.
-    Section,
-    /// The site's entry.
-    Site,
-    /// The entry `blocks.<i>.<site>`.
-    Block,
-}
-
 /// What one entry says; `None` where it says nothing.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -259,6 +202,9 @@ pub struct Entry {
     /// `keep_accumulator`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_accumulator: Option<bool>,
+    /// `reparameterize`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reparameterize: Option<bool>,
     /// `max_exponent`, 0 to 15.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_exponent: Option<u8>,
@@ -380,6 +326,9 @@ pub struct SiteConfig {
     pub ptf_search: bool,
     /// Whether a product to which nothing but constants is added stays in its int32 accumulator until that sum gets codes.
     pub keep_accumulator: bool,
+    /// Whether a LayerNorm's output, of [`Method::Ptf`] on a target without an operator for that, has the scales of its channels moved
+    /// into the LayerNorm and the weights that read it.
+    pub reparameterize: bool,
     /// How weights become codes; nothing to an activation.
     pub weight_rounding: Rounding,
     /// Whether the bias of a Linear makes up for what quantisation does to its mean output; nothing to an activation.
@@ -424,6 +373,7 @@ impl SiteConfig {
         take!(log2_normalize, Log2Normalize, entry.log2_normalize);
         take!(ptf_search, PtfSearch, entry.ptf_search);
         take!(keep_accumulator, KeepAccumulator, entry.keep_accumulator);
+        take!(reparameterize, Reparameterize, entry.reparameterize);
         take!(max_exponent, MaxExponent, entry.max_exponent);
         take!(ptf_mantissa_bits, PtfMantissaBits, entry.ptf_mantissa_bits);
         let weight = WEIGHTS.contains(&site);

@@ -39,13 +39,14 @@ pub fn write_constants(constants: &BTreeMap<String, Tensor>, path: &Path) -> Res
     Ok(ConstantsFile { file: file.to_owned(), sha256: digest(path)? })
 }
 
-/// The model with a plan's constants, read from the plan's folder; the model as it is when the plan has none.
+/// The model with a plan's constants: those around scaled channels, and those read from the plan's folder, if it has any.
 ///
 /// # Errors
 /// When the file is missing, is not the one that was written with the plan, or does not fit the model.
 pub fn with_plan_constants(source: Source, plan: &QuantPlan, plan_path: &Path) -> Result<Source, PipelineError> {
-    let Some(ConstantsFile { file, sha256 }) = &plan.constants else { return Ok(source) };
     plan.check_model(&source.digest().to_string())?;
+    let source = source.reparameterized(&plan.reparameterized)?.into_owned();
+    let Some(ConstantsFile { file, sha256 }) = &plan.constants else { return Ok(source) };
     let path = plan_path.with_file_name(file);
     if Path::new(file).file_name() != Some(OsStr::new(file)) {
         return Err(refused(Path::new(file), "the plan must name a file in its own folder".to_owned()));
@@ -87,7 +88,16 @@ mod tests {
 
     fn plan(source: &Source, constants: Option<ConstantsFile>) -> QuantPlan {
         let (model, config) = (source.digest().to_string(), "test".to_owned());
-        QuantPlan { version: 1, model, target: Target::Integer, config, constants, sites: vec![], float: vec![] }
+        QuantPlan {
+            version: 1,
+            model,
+            target: Target::Integer,
+            config,
+            constants,
+            reparameterized: vec![],
+            sites: vec![],
+            float: vec![],
+        }
     }
 
     fn fixture() -> Source {

@@ -12,11 +12,11 @@ use crate::calib::Digest;
 use crate::canon::{self, CanonReport};
 use crate::ir::{Edit, Graph, Model, NodeKind, Stored, Tensor, Use, Value};
 use crate::onnx;
-use crate::quant::ModelFacts;
+use crate::quant::{ModelFacts, Reparameterized};
 use crate::vit::{self, SiteRef, Vit};
 
 /// A model in its canonical form, with what was recognised in it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Source {
     /// Where it was read.
     pub path: PathBuf,
@@ -32,6 +32,8 @@ pub struct Source {
     pub data: Vec<PathBuf>,
     /// The file's operators by type.
     pub ops: BTreeMap<String, usize>,
+    /// Sites whose channels' scales stand in the model's constants.
+    pub(super) reparameterized: Vec<Reparameterized>,
     digest: OnceLock<Digest>,
 }
 
@@ -53,7 +55,17 @@ pub fn load(path: &Path) -> Result<Source, PipelineError> {
     let (bytes, data, ops) = (file_bytes(path, &model), data_files(path, &model), op_counts(&model));
     let canon = canon::canonicalise(&mut model).map_err(|source| PipelineError::Canon { path: path.to_owned(), source })?;
     let vit = vit::recognise(&model.graph);
-    Ok(Source { path: path.to_owned(), model, canon, vit, bytes, data, ops, digest: OnceLock::new() })
+    Ok(Source {
+        path: path.to_owned(),
+        model,
+        canon,
+        vit,
+        bytes,
+        data,
+        ops,
+        reparameterized: Vec::new(),
+        digest: OnceLock::new(),
+    })
 }
 
 impl Source {
@@ -101,6 +113,7 @@ impl Source {
             bytes: self.bytes,
             data: self.data.clone(),
             ops: self.ops.clone(),
+            reparameterized: self.reparameterized.clone(),
             digest: OnceLock::from(self.digest()),
         })
     }
@@ -114,6 +127,8 @@ impl Source {
             sites: self.vit.sites.clone(),
             multiplied: self.vit.multiplied.clone(),
             accumulated: self.vit.accumulated.clone(),
+            norms: self.vit.norms.clone(),
+            reparameterized: self.reparameterized.clone(),
             constants: self.vit.sites.iter().filter(|s| s.weight).flat_map(|s| &s.values).filter_map(constant).collect(),
             before_gelu: self.vit.sites.iter().filter(|s| before_gelu(graph, s)).map(SiteRef::full_name).collect(),
         }

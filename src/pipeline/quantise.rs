@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::fs::write_atomic;
 use crate::ir::{Dim, Edit, Model, NodeKind, Type, Value, ValueInfo};
 use crate::lower::{self, LowerReport};
-use crate::quant::{self, QuantPlan, Target};
+use crate::quant::{self, QuantPlan, Target, reparameterize};
 
 /// Decides every site, on so many threads.
 ///
@@ -16,7 +16,8 @@ use crate::quant::{self, QuantPlan, Target};
 /// When the statistics are of another model or lack what the configuration needs.
 pub fn plan(source: &Source, stats: &Stats, config: &Config, target: Target, threads: usize) -> Result<QuantPlan, PipelineError> {
     stats.check_model(source.digest())?;
-    Ok(quant::make_plan(&source.facts(), stats, config, target, threads)?)
+    let scaled = reparameterize::choose(&source.facts(), stats, config, target, threads);
+    Ok(quant::make_plan(&source.reparameterized(&scaled)?.facts(), stats, config, target, threads)?)
 }
 
 /// Applies a plan to a copy of the canonical model.
@@ -25,7 +26,7 @@ pub fn plan(source: &Source, stats: &Stats, config: &Config, target: Target, thr
 /// When the plan is of another model or does not fit it.
 pub fn lower(source: &Source, plan: &QuantPlan) -> Result<(Model, LowerReport), PipelineError> {
     plan.check_model(&source.digest().to_string())?;
-    let mut model = source.model.clone();
+    let mut model = source.reparameterized(&plan.reparameterized)?.model.clone();
     let report = lower::lower(&mut model, plan)?;
     Ok((model, report))
 }

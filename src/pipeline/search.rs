@@ -89,7 +89,7 @@ impl Search<'_> {
     pub fn run(&self, stats: Stats, plan: QuantPlan) -> Result<Found, PipelineError> {
         let wanted = self.config.search;
         let inputs = first_samples(self.samples, self.measured_on)?;
-        let objective = self.source.objective(self.target, &inputs, self.options, self.threads)?;
+        let mut objective = self.objective(&plan, &inputs)?;
         let mut found = Found::unsearched(stats, plan);
         let mixes = !self.target.has_custom_ops() && wanted.float_share > 0.0;
         let cost = Cost::of(&self.source.model.graph, &self.source.vit.sites);
@@ -109,7 +109,11 @@ impl Search<'_> {
         }
         let mut background = objective.float();
         if wanted.clip && !wanted.widens() {
+            let scaled = found.plan.reparameterized.clone();
             self.clip(&mut found)?;
+            if found.plan.reparameterized != scaled {
+                objective = self.objective(&found.plan, &inputs)?;
+            }
             for clip in &found.clips {
                 objective.clip(&mut background, &clip.site, clip.at);
             }
@@ -136,6 +140,11 @@ impl Search<'_> {
             found.changes = self.refine(&objective, background, &mut found.plan, &left)?;
         }
         Ok(found)
+    }
+
+    /// The float model that a plan is of, on some samples.
+    fn objective(&self, plan: &QuantPlan, inputs: &[Named]) -> Result<Objective, PipelineError> {
+        self.source.reparameterized(&plan.reparameterized)?.objective(self.target, inputs, self.options, self.threads)
     }
 
     fn clip(&self, found: &mut Found) -> Result<(), PipelineError> {
@@ -177,7 +186,7 @@ impl Search<'_> {
     /// When the model cannot be run, or a sample cannot be read.
     pub fn sensitivity(&self, plan: &QuantPlan) -> Result<Sensitivity, PipelineError> {
         let inputs = first_samples(self.samples, self.measured_on)?;
-        let objective = self.source.objective(self.target, &inputs, self.options, self.threads)?;
+        let objective = self.objective(plan, &inputs)?;
         let mut damages = self.damages(&objective, &objective.float(), plan)?;
         damages.sort_by(|a, b| b.noise.total_cmp(&a.noise));
         let (weights, measured, on_top) = self.on_top(&objective, &inputs, plan)?;

@@ -31,9 +31,10 @@ impl Source {
     /// # Errors
     /// When the plan does not fit.
     pub fn with_fake_constants(&self, plan: &QuantPlan) -> Result<Source, PipelineError> {
-        let graph = &self.model.graph;
+        let source = self.reparameterized(&plan.reparameterized)?;
+        let graph = &source.model.graph;
         let constants = fake_constants(plan, |name| graph.constant(graph.value(name)?));
-        self.with_constants(constants.map_err(|what| PipelineError::Input { path: self.path.clone(), what })?)
+        source.with_constants(constants.map_err(|what| PipelineError::Input { path: self.path.clone(), what })?)
     }
 
     /// What this source computes on the first samples (whole batches), and with which sites it can be changed as a target has them.

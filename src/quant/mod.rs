@@ -8,11 +8,14 @@ pub mod fake;
 mod params;
 pub mod plan;
 mod policy;
+pub mod reparameterize;
 pub mod tables;
 mod target;
 mod weights;
 
 pub(crate) use params::affine_scheme;
-pub use plan::{Codes, Constant, ConstantCodes, Factors, FloatSite, PlanError, QuantPlan, Scheme, SitePlan, ZeroPoint};
+pub use plan::{
+    Codes, Constant, ConstantCodes, Factors, FloatSite, PlanError, QuantPlan, Reparameterized, Scheme, SitePlan, ZeroPoint,
+};
 pub use policy::{ModelFacts, PolicyError, make_plan, recordings};
 pub use target::Target;

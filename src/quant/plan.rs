@@ -293,6 +293,16 @@ pub struct FloatSite {
     pub reason: String,
 }
 
+/// A LayerNorm's output that is divided by a factor a channel: its weights and bias are divided, and the rows of the weights that
+/// read it multiplied, so that the model computes what it did.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Reparameterized {
+    /// The full name of the output's site.
+    pub site: String,
+    /// What each channel is divided by, above 0.
+    pub factors: Vec<f32>,
+}
+
 /// A file of constants that a plan belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ConstantsFile {
@@ -317,6 +327,10 @@ pub struct QuantPlan {
     /// and bias correction changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub constants: Option<ConstantsFile>,
+    /// Sites whose channels' scales stand in the constants around them; the schemes of these sites and of the weights that read them
+    /// are of the model so changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reparameterized: Vec<Reparameterized>,
     /// Quantised sites, in the order of the data flow.
     pub sites: Vec<SitePlan>,
     /// Sites left in float, with the reason.

@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::codebook::{self, GridKind};
 use super::params::{affine_scheme, ptf_scheme, range};
-use super::plan::{Codes, FloatSite, PLAN_VERSION, QuantPlan, Scheme, SitePlan};
+use super::plan::{Codes, FloatSite, PLAN_VERSION, QuantPlan, Reparameterized, Scheme, SitePlan};
+use super::reparameterize::divided_range;
 use super::{Target, weights};
 use crate::calib::stats::Recording;
-use crate::calib::{Error as CalibError, Stats, TapSpec, ValueStats};
+use crate::calib::{Error as CalibError, Range, Stats, TapSpec, ValueStats};
 use crate::config::schema::{CalibrationMode, Config, Key, Method, Observer as ObserverKind, SiteConfig, Source};
 use crate::ir::Tensor;
 use crate::parallel;
-use crate::vit::{Site, SiteRef};
+use crate::vit::{Norm, Site, SiteRef};
 
 /// What a plan needs to know of a model, besides its statistics.
 #[derive(Debug, Clone)]
@@ -24,6 +25,10 @@ pub struct ModelFacts {
     pub multiplied: BTreeSet<String>,
     /// Full names of the sites whose sum can be made in a product's accumulator, each with the name of the product's site.
     pub accumulated: BTreeMap<String, String>,
+    /// What is around the sites that are a LayerNorm's output which only Linears read, by their full names.
+    pub norms: BTreeMap<String, Norm>,
+    /// Sites whose channels' scales stand in the constants already.
+    pub reparameterized: Vec<Reparameterized>,
     /// The constants that are sites, by name.
     pub constants: BTreeMap<String, Tensor>,
     /// Full names of the sites that a GELU alone reads.
@@ -113,6 +118,7 @@ pub fn make_plan(
         target,
         config: config.name.clone(),
         constants: None,
+        reparameterized: facts.reparameterized.clone(),
         sites: Vec::new(),
         float: Vec::new(),
     };
@@ -200,6 +206,15 @@ fn activation(
     let mut notes: Vec<String> = Vec::new();
     let signed = target.signed(site).unwrap_or(cfg.signed);
     let mut codes = Codes { bits: cfg.bits, signed };
+    if let Some(moved) = facts.reparameterized.iter().find(|r| r.site == name) {
+        // Every channel reaches as far as it does: nothing is to be clipped.
+        let (lo, hi) = divided_range(seen, &moved.factors).ok_or_else(missing)?;
+        let note = Some(
+            "one scale for the tensor: those of its channels stand in the LayerNorm and the weights that read it".to_owned(),
+        );
+        let scheme = affine_scheme(Range::new(lo, hi), codes, cfg.symmetric);
+        return Ok(SitePlan { name, site: target.coded(site), scheme, observed: [lo as f32, hi as f32], note, search: None });
+    }
     // What calibration saw of a hidden unit says little of its range, since most are seldom active: an exponent of its own is for
     // those units alone that stand far out.
     let codebook = cfg.method == Method::Codebook && cfg.bits < 8 && codebook_possible(target, &mut notes);

@@ -7,6 +7,7 @@ mod attention;
 mod block;
 mod general;
 mod mlp;
+mod norm;
 mod outside;
 mod parts;
 mod site;
@@ -17,6 +18,7 @@ pub use attention::Attention;
 pub use block::{Block, find};
 pub use general::General;
 pub use mlp::Mlp;
+pub use norm::Norm;
 pub use parts::Linear;
 pub use site::{Section, Site, SiteRef};
 pub use spelling::PartForm;
@@ -42,6 +44,9 @@ pub struct Vit {
     /// sum could be made in the accumulator. To each the name of the product's site.
     #[serde(skip)]
     pub accumulated: BTreeMap<String, String>,
+    /// Full names of the sites that are a LayerNorm's output which nothing but Linears read, and what is around each.
+    #[serde(skip)]
+    pub norms: BTreeMap<String, Norm>,
     /// Where a block was all but matched, and what was not found around them.
     #[serde(skip)]
     pub near_misses: Vec<NearMiss>,
@@ -65,7 +70,8 @@ pub fn recognise(graph: &Graph) -> Vit {
     let multiplied = sites.iter().filter(|s| !s.weight && s.values.iter().any(|v| is_multiplied(graph, v)));
     let multiplied = multiplied.map(SiteRef::full_name).collect();
     let accumulated = sites.iter().filter_map(|s| accumulated(graph, s, &sites)).flatten().collect();
-    Vit { blocks, general, sites, multiplied, accumulated, near_misses }
+    let norms = sites.iter().filter_map(|s| Some((s.full_name(), norm::find(graph, s)?))).collect();
+    Vit { blocks, general, sites, multiplied, accumulated, norms, near_misses }
 }
 
 /// A site and the constants that are added to it, where it is a product's own output and nothing else reads it.
