@@ -245,6 +245,8 @@ pub struct Search {
     pub clip: bool,
     /// Whether the ranges of the sites that do most damage are changed.
     pub ranges: bool,
+    /// Whether ranges are widened as samples ask for that calibration did not see.
+    pub headroom: bool,
     /// Sites are widened to 16 bits until the outputs are predicted to have this SQNR, in dB; `None` widens nothing.
     pub widen_to_db: Option<f64>,
     /// Sites are widened to 16 bits for as long as the products cost at most so many times what they cost before
@@ -256,7 +258,7 @@ pub struct Search {
 
 impl Default for Search {
     fn default() -> Self {
-        Search { clip: true, ranges: true, widen_to_db: None, widen_to_cost: None, float_share: 0.05 }
+        Search { clip: true, ranges: true, headroom: true, widen_to_db: None, widen_to_cost: None, float_share: 0.05 }
     }
 }
 

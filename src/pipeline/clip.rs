@@ -76,7 +76,29 @@ pub struct Clipped {
     pub clips: Vec<Clip>,
 }
 
+/// By the name of a value, where it is clipped on both sides of 0.
 type Heights = BTreeMap<String, f32>;
+
+/// The source behind clips that a search found.
+///
+/// # Errors
+/// As [`Source::with_model`].
+pub(super) fn behind(source: &Source, clips: &[Clip]) -> Result<Source, PipelineError> {
+    let observed = |clip: &Clip| source.vit.sites.iter().find(|s| s.full_name() == clip.site).map(|s| s.observed().to_owned());
+    clipped(source, &clips.iter().filter_map(|clip| Some((observed(clip)?, clip.at))).collect())
+}
+
+fn clipped(source: &Source, heights: &Heights) -> Result<Source, PipelineError> {
+    source.with_model(|edit| {
+        for (name, &at) in heights {
+            let Some(value) = edit.value(name) else { continue };
+            let low = edit.add_init(value.node, &format!("{name}_low"), Tensor::scalar(-at));
+            let high = edit.add_init(value.node, &format!("{name}_high"), Tensor::scalar(at));
+            let new = edit.add(value.node, NewOp::std("Clip", &format!("{name}_clip")).inputs([value, low, high]));
+            edit.replace(value, new);
+        }
+    })
+}
 
 impl ClipSearch<'_> {
     /// Looks for clips. Without any massive activation nothing is run and `None` is returned, as when no clip is worth it.
@@ -158,15 +180,7 @@ impl ClipSearch<'_> {
 
     /// Statistics of the model behind clips, and a plan of them.
     fn planned(&self, heights: &Heights, part: Part) -> Result<(Stats, QuantPlan), PipelineError> {
-        let clipped = self.source.with_model(|edit| {
-            for (name, &at) in heights {
-                let Some(value) = edit.value(name) else { continue };
-                let low = edit.add_init(value.node, &format!("{name}_low"), Tensor::scalar(-at));
-                let high = edit.add_init(value.node, &format!("{name}_high"), Tensor::scalar(at));
-                let new = edit.add(value.node, NewOp::std("Clip", &format!("{name}_clip")).inputs([value, low, high]));
-                edit.replace(value, new);
-            }
-        })?;
+        let clipped = clipped(self.source, heights)?;
         let engine = super::engine_of(&clipped, self.config, self.options)?;
         let calibration = Calibration {
             source: &clipped,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::headroom::Room;
 use super::tune::first_samples;
 use super::{Clip, ClipSearch, PipelineError, Samples, Source};
 use crate::calib::run::Named;
@@ -70,6 +71,8 @@ pub struct Found {
     pub widenings: Vec<Widening>,
     /// Sites with another range.
     pub changes: Vec<Change>,
+    /// Kinds of sites with wider ranges than calibration gives them.
+    pub rooms: Vec<Room>,
     /// What each activation site did alone, before its range or width changed.
     pub damages: Vec<Damage>,
 }
@@ -77,7 +80,7 @@ pub struct Found {
 impl Found {
     /// What calibration alone made.
     pub fn unsearched(stats: Stats, plan: QuantPlan) -> Found {
-        Found { stats, plan, clips: vec![], widenings: vec![], changes: vec![], damages: vec![] }
+        Found { stats, plan, clips: vec![], widenings: vec![], changes: vec![], rooms: vec![], damages: vec![] }
     }
 }
 
@@ -139,11 +142,14 @@ impl Search<'_> {
         if wanted.ranges {
             found.changes = self.refine(&objective, background, &mut found.plan, &left)?;
         }
+        if wanted.headroom {
+            found.rooms = self.headroom(&found.clips, &mut found.plan)?;
+        }
         Ok(found)
     }
 
     /// The float model that a plan is of, on some samples.
-    fn objective(&self, plan: &QuantPlan, inputs: &[Named]) -> Result<Objective, PipelineError> {
+    pub(super) fn objective(&self, plan: &QuantPlan, inputs: &[Named]) -> Result<Objective, PipelineError> {
         self.source.reparameterized(&plan.reparameterized)?.objective(self.target, inputs, self.options, self.threads)
     }
 
@@ -263,7 +269,7 @@ impl Search<'_> {
         Ok(Distance::between(&outputs(float)?, &outputs(weights)?).ratio())
     }
 
-    fn failed(&self, source: EngineError) -> PipelineError {
+    pub(super) fn failed(&self, source: EngineError) -> PipelineError {
         PipelineError::Engine { path: self.source.path.clone(), source }
     }
 }

@@ -1,7 +1,7 @@
 //! Other ranges for a site: what a scheme becomes when the largest values are cut off, or no longer.
 
 use crate::calib::Range;
-use crate::quant::plan::{Factors, Scheme};
+use crate::quant::plan::{Factors, Scheme, ZeroPoint};
 use crate::quant::{SitePlan, affine_scheme};
 
 /// A range is changed in steps of this factor.
@@ -50,6 +50,38 @@ pub fn scaled(site: &SitePlan, steps: i32) -> Option<Candidate> {
     }
 }
 
+/// A scheme whose range is `factor` times as wide: about 0, or, with a zero point for each channel, about each channel's middle. `None` for
+/// one that has no range.
+pub fn widened(scheme: &Scheme, factor: f64) -> Option<Scheme> {
+    let wide = |scale: f32| (f64::from(scale) * factor) as f32;
+    match scheme {
+        &Scheme::Affine { codes, scale, zero_point } => Some(Scheme::Affine { codes, scale: wide(scale), zero_point }),
+        Scheme::Ptf { codes, scale, zero_point, factors } => {
+            let (low, high) = codes.range();
+            let middle = f64::from(low + high) / 2.0;
+            let about = |z: i32| (middle - (middle - f64::from(z)) / factor).round_ties_even() as i32;
+            let zero_point = match zero_point {
+                ZeroPoint::Tensor(z) => ZeroPoint::Tensor(*z),
+                ZeroPoint::Channels(each) => ZeroPoint::Channels(each.iter().map(|&z| about(z).clamp(low, high)).collect()),
+            };
+            Some(Scheme::Ptf { codes: *codes, scale: wide(*scale), zero_point, factors: factors.clone() })
+        }
+        Scheme::Codebook { .. } | Scheme::Weight { .. } | Scheme::Log2 { .. } | Scheme::Accumulator => None,
+    }
+}
+
+/// The step between two codes, root mean square over the channels; `None` for a scheme without even steps.
+pub fn step(scheme: &Scheme) -> Option<f64> {
+    match scheme {
+        Scheme::Affine { scale, .. } => Some(f64::from(*scale)),
+        Scheme::Ptf { scale, factors, .. } => {
+            let squares: Vec<f64> = factors.scales(*scale)?.into_iter().map(|s| f64::from(s) * f64::from(s)).collect();
+            Some((squares.iter().sum::<f64>() / squares.len().max(1) as f64).sqrt())
+        }
+        Scheme::Codebook { .. } | Scheme::Weight { .. } | Scheme::Log2 { .. } | Scheme::Accumulator => None,
+    }
+}
+
 /// An affine scheme with a slightly larger range. Values that lie on a grid of their own, as pixels do, may all fall half-way
 /// between two codes; then every one of them is as wrong as it can be, and another scale is better though it is coarser.
 pub fn nudged(site: &SitePlan) -> Option<Candidate> {
@@ -90,4 +122,62 @@ pub fn rescaled(scheme: &Scheme, percent: i32) -> Option<Candidate> {
     let scale = scale * (1.0 + percent as f32 / 100.0);
     let scheme = Scheme::Log2 { bits, fraction_bits, scale, normalized: false };
     Some((scheme, format!("{fraction_bits} fraction bits, times {scale:.2}")))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+
+    use super::*;
+    use crate::quant::plan::Codes;
+    use proptest::prelude::*;
+
+    /// The lowest and the highest value of every channel, in f64.
+    fn ranges(scheme: &Scheme) -> Vec<(f64, f64)> {
+        match scheme {
+            Scheme::Affine { codes, scale, zero_point } => vec![reach(*codes, (*scale).into(), *zero_point)],
+            Scheme::Ptf { codes, scale, zero_point, factors } => {
+                let scales = factors.scales(*scale).unwrap();
+                let zeros = zero_point.as_slice().iter().cycle();
+                scales.iter().zip(zeros).map(|(&s, &z)| reach(*codes, s.into(), z)).collect()
+            }
+            _ => panic!("{scheme:?}"),
+        }
+    }
+
+    fn reach(codes: Codes, scale: f64, zero: i32) -> (f64, f64) {
+        let (low, high) = codes.range();
+        (scale * f64::from(low - zero), scale * f64::from(high - zero))
+    }
+
+    proptest! {
+        /// Every range is so many times as wide, and still holds what it held, to a step.
+        #[test]
+        fn a_wider_range_holds_the_old_one(
+            scale in 0.01f32..1.0, zeros in prop::collection::vec(-128i32..=127, 4), factor in 1.0f64..2.0, bits in 4u8..=8
+        ) {
+            let codes = Codes { bits, signed: true };
+            let (low, high) = codes.range();
+            let zeros: Vec<i32> = zeros.into_iter().map(|z| z.clamp(low, high)).collect();
+            let factors = Factors::new(&[0, 1, 2, 3], 2, &[0, 1, 0, 3]);
+            let affine = Scheme::Affine { codes, scale, zero_point: zeros[0] };
+            for scheme in [affine, Scheme::Ptf { codes, scale, zero_point: ZeroPoint::Channels(zeros), factors }] {
+                let wide = widened(&scheme, factor).unwrap();
+                prop_assert!((step(&wide).unwrap() / step(&scheme).unwrap() / factor - 1.0).abs() < 1e-5);
+                for ((lo, hi), (new_lo, new_hi)) in ranges(&scheme).into_iter().zip(ranges(&wide)) {
+                    let step = (new_hi - new_lo) / f64::from(high - low);
+                    prop_assert!(((new_hi - new_lo) / (hi - lo) / factor - 1.0).abs() < 1e-5);
+                    prop_assert!(new_lo <= lo + step && new_hi >= hi - step, "{lo} {hi} {new_lo} {new_hi}");
+                    prop_assert!(new_lo <= 0.0 && new_hi >= 0.0, "0 stays a code");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_no_even_steps_has_no_room() {
+        let log2 = Scheme::Log2 { bits: 8, fraction_bits: 3, scale: 1.0, normalized: false };
+        assert_eq!((widened(&log2, 1.5), step(&log2)), (None, None));
+        assert_eq!((widened(&Scheme::Accumulator, 1.5), step(&Scheme::Accumulator)), (None, None));
+    }
 }

@@ -216,14 +216,14 @@ impl CompileSummary {
 
     /// The sites that the search changed, a line each; of many the first.
     fn fmt_search(&self, f: &mut Formatter<'_>) -> Result {
-        const SHOWN: usize = 8;
+        const SHOWN: usize = 12;
         let total: usize = self.searched.iter().map(|g| g.sites.len()).sum();
         if total == 0 {
             return Ok(());
         }
         row(f, "Search", &format!("{} changed by the effect on the outputs", count(total, "site")))?;
         for g in self.searched.iter().take(SHOWN) {
-            entry(f, &format!("{}: {}", g.sites.join(", "), g.reason))?;
+            entry(f, &format!("{}: {}", sites(g.sites.iter().map(String::as_str)), g.reason))?;
         }
         let rest: usize = self.searched.iter().skip(SHOWN).map(|g| g.sites.len()).sum();
         if rest > 0 { entry(f, &format!("and {rest} more: --save-plan writes them all")) } else { Ok(()) }

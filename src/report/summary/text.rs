@@ -92,9 +92,9 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// Site names in short: `blocks.*.kv_act (4), conv.* (9), head_output`, in order of first appearance.
+/// Site names in short: `blocks.*.kv_act (4), blocks.7.mlp_act, conv.* (9), head_output`, in order of first appearance.
 pub(super) fn sites<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-    let mut groups: Vec<(String, usize)> = Vec::new();
+    let mut groups: Vec<(String, &str, usize)> = Vec::new();
     for name in names {
         let general = |kind: &str| Site::from_name(kind).is_some_and(Site::is_general);
         let short = match name.split_once('.') {
@@ -102,12 +102,12 @@ pub(super) fn sites<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
             Some((kind, _)) if general(kind) => format!("{kind}.*"),
             _ => name.to_owned(),
         };
-        match groups.iter_mut().find(|(s, _)| *s == short) {
-            Some((_, n)) => *n += 1,
-            None => groups.push((short, 1)),
+        match groups.iter_mut().find(|(s, _, _)| *s == short) {
+            Some((_, _, n)) => *n += 1,
+            None => groups.push((short, name, 1)),
         }
     }
-    let show = |(name, n): &(String, usize)| if *n == 1 { name.clone() } else { format!("{name} ({n})") };
+    let show = |(short, first, n): &(String, &str, usize)| if *n == 1 { (*first).to_owned() } else { format!("{short} ({n})") };
     groups.iter().map(show).collect::<Vec<_>>().join(", ")
 }
 
@@ -127,7 +127,7 @@ mod tests {
     fn sites_of_all_blocks_are_one_entry() {
         let names =
             ["blocks.0.kv_act", "blocks.0.sv_attn", "blocks.11.kv_act", "conv.a.weight", "conv.b", "embed.x", "head_output"];
-        assert_eq!(sites(names), "blocks.*.kv_act (2), blocks.*.sv_attn, conv.* (2), embed.x, head_output");
+        assert_eq!(sites(names), "blocks.*.kv_act (2), blocks.0.sv_attn, conv.* (2), embed.x, head_output");
     }
 
     #[test]

@@ -1,0 +1,181 @@
+//! Room above what calibration saw: as much as samples ask for that it did not see.
+//!
+//! An observer fits a range to the samples at hand, and the search measures damage on some of them. A new sample goes beyond that range in
+//! some channel of some site, and what is cut off there is not like rounding: its errors point one way and add up. So ranges are
+//! taken from three quarters of the samples and damage is measured on the others, all sites of a kind at once, since each alone does
+//! little.
+
+use std::collections::BTreeMap;
+
+use super::clip::behind;
+use super::{Calibration, Clip, PipelineError, Search, plan};
+use crate::calib::run::Named;
+use crate::calib::{Part, SampleSource, Stats};
+use crate::quant::{QuantPlan, Scheme};
+use crate::tune::objective::{Assignment, Distance, Objective};
+use crate::tune::range::{step, widened};
+use crate::vit::Site;
+
+/// One of so many parts of the samples is kept from calibration.
+const PARTS: usize = 4;
+/// Ranges are widened in steps of this factor, an eighth of an octave.
+const STEP: f64 = 1.090_507_732_665_257_7;
+/// They are at most doubled.
+const STEPS: usize = 8;
+/// The damage of a kind must fall by this share.
+const WORTH: f64 = 0.05;
+
+/// A kind of sites with wider ranges.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Room {
+    /// The kind.
+    pub kind: Site,
+    /// How many times as wide as three quarters of the samples say.
+    pub factor: f64,
+    /// Noise over signal that all sites of the kind did together before, on the other samples.
+    pub before: f64,
+    /// And do now.
+    pub after: f64,
+}
+
+impl std::fmt::Display for Room {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Room { kind, factor, before, after } = self;
+        let less = (1.0 - after / before) * 100.0;
+        let kind = kind.name();
+        write!(
+            f,
+            "{factor:.2} times what three quarters of the samples reach, for {less:.0} % less damage of all {kind} on the others"
+        )
+    }
+}
+
+/// What is measured: the model on samples that a plan's ranges have not seen.
+struct Unseen<'a> {
+    objective: Objective,
+    /// Everything in float, massive activations clipped.
+    background: Assignment,
+    reference: Vec<Vec<f32>>,
+    plan: &'a QuantPlan,
+}
+
+impl Search<'_> {
+    /// Widens ranges where that lowers the damage of a kind of sites on samples that they were not taken from. Sites whose ranges a
+    /// search chose keep them. With fewer samples than there are parts nothing is done.
+    ///
+    /// # Errors
+    /// When the model cannot be run, or a sample cannot be read.
+    pub(super) fn headroom(&self, clips: &[Clip], chosen: &mut QuantPlan) -> Result<Vec<Room>, PipelineError> {
+        let inputs = self.unseen()?;
+        if inputs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let bar = (self.progress)("making room in ranges");
+        let clipped = behind(self.source, clips)?;
+        let stats = self.others(&clipped)?;
+        let part = plan(&clipped, &stats, self.config, self.target, self.threads)?;
+        let objective = self.objective(&part, &inputs)?;
+        let mut background = objective.float();
+        clips.iter().for_each(|clip| objective.clip(&mut background, &clip.site, clip.at));
+        let reference = objective.outputs(&background).map_err(|e| self.failed(e))?;
+        let unseen = Unseen { objective, background, reference, plan: &part };
+        let kinds = kinds(chosen, &part);
+        let total = kinds.len();
+        let mut rooms = Vec::new();
+        for (done, (kind, sites)) in kinds.into_iter().enumerate() {
+            if let Some(room) = self.room(&unseen, kind, &sites)? {
+                widen(chosen, &sites, &part, &room);
+                rooms.push(room);
+            }
+            bar.tick(done + 1, total);
+        }
+        Ok(rooms)
+    }
+
+    /// The first samples of the part that is kept from calibration.
+    fn unseen(&self) -> Result<Vec<Named>, PipelineError> {
+        let mut inputs = Vec::new();
+        if self.samples.len() < PARTS {
+            return Ok(inputs);
+        }
+        for g in (0..self.samples.len()).step_by(PARTS) {
+            if inputs.len() * self.samples.batch() >= self.measured_on {
+                break;
+            }
+            inputs.extend(self.samples.group_or_skip(g)?.map(|group| group.inputs));
+        }
+        Ok(inputs)
+    }
+
+    /// Statistics of all other parts.
+    fn others(&self, source: &super::Source) -> Result<Stats, PipelineError> {
+        let engine = super::engine_of(source, self.config, self.options)?;
+        let (config, samples, threads) = (self.config, self.samples, self.threads);
+        let calibration = Calibration { source, config, engine: &engine, samples, threads, progress: &() };
+        let mut seen = calibration.run(Part::new(1, PARTS)?)?;
+        for part in 2..PARTS {
+            seen = seen.merge(calibration.run(Part::new(part, PARTS)?)?)?;
+        }
+        Ok(seen)
+    }
+
+    /// The factor that leaves a kind the least damage, if one is worth it: upwards for as long as it falls.
+    fn room(&self, unseen: &Unseen<'_>, kind: Site, sites: &[String]) -> Result<Option<Room>, PipelineError> {
+        let damage = |factor: f64| {
+            let mut codes = unseen.background.clone();
+            for name in sites {
+                let scheme = unseen.plan.site(name).and_then(|s| widened(&s.scheme, factor));
+                unseen.objective.set(&mut codes, name, scheme.as_ref());
+            }
+            let outputs = unseen.objective.outputs(&codes).map_err(|e| self.failed(e))?;
+            Ok::<f64, PipelineError>(Distance::between(&unseen.reference, &outputs).ratio())
+        };
+        let before = damage(1.0)?;
+        let mut best = (1.0, before);
+        for _ in 0..STEPS {
+            let factor = best.0 * STEP;
+            let after = damage(factor)?;
+            if after >= best.1 {
+                break;
+            }
+            best = (factor, after);
+        }
+        let (factor, after) = best;
+        Ok((after < before * (1.0 - WORTH)).then_some(Room { kind, factor, before, after }))
+    }
+}
+
+/// Activation sites by their kind: those of both plans that have even steps of the same codes, and that no search chose.
+fn kinds(chosen: &QuantPlan, part: &QuantPlan) -> BTreeMap<Site, Vec<String>> {
+    let mut kinds: BTreeMap<Site, Vec<String>> = BTreeMap::new();
+    for site in chosen.sites.iter().filter(|s| s.rounds() && s.search.is_none() && step(&s.scheme).is_some()) {
+        let alike = part.site(&site.name).is_some_and(|p| codes(&p.scheme) == codes(&site.scheme));
+        if alike {
+            kinds.entry(site.site.site).or_default().push(site.name.clone());
+        }
+    }
+    kinds
+}
+
+/// The form of a scheme with even steps, and its width.
+fn codes(scheme: &Scheme) -> Option<(bool, u8)> {
+    match scheme {
+        Scheme::Affine { codes, .. } => Some((false, codes.bits)),
+        Scheme::Ptf { codes, .. } => Some((true, codes.bits)),
+        _ => None,
+    }
+}
+
+/// Gives sites the steps that the room asks for, where all samples together do not give them as wide ones already.
+fn widen(chosen: &mut QuantPlan, sites: &[String], part: &QuantPlan, room: &Room) {
+    for site in chosen.sites.iter_mut().filter(|s| sites.contains(&s.name)) {
+        let wanted = part.site(&site.name).and_then(|p| step(&p.scheme)).map(|step| step * room.factor);
+        let Some((wanted, now)) = wanted.zip(step(&site.scheme)) else { continue };
+        if wanted > now
+            && let Some(scheme) = widened(&site.scheme, wanted / now)
+        {
+            site.scheme = scheme;
+            site.searched(&room.to_string());
+        }
+    }
+}
