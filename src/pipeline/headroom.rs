@@ -14,6 +14,8 @@ use crate::calib::{Part, SampleSource, Stats};
 use crate::quant::{QuantPlan, Scheme};
 use crate::tune::objective::{Assignment, Distance, Objective};
 use crate::tune::range::{step, widened};
+use crate::tune::search::Change;
+use crate::tune::widths::with_bits;
 use crate::vit::Site;
 
 /// One of so many parts of the samples is kept from calibration.
@@ -30,6 +32,8 @@ const WORTH: f64 = 0.05;
 pub struct Room {
     /// The kind.
     pub kind: Site,
+    /// The width of its codes.
+    pub bits: u8,
     /// How many times as wide as three quarters of the samples say.
     pub factor: f64,
     /// Noise over signal that all sites of the kind did together before, on the other samples.
@@ -40,7 +44,7 @@ pub struct Room {
 
 impl std::fmt::Display for Room {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Room { kind, factor, before, after } = self;
+        let Room { kind, factor, before, after, .. } = self;
         let less = (1.0 - after / before) * 100.0;
         let kind = kind.name();
         write!(
@@ -50,22 +54,23 @@ impl std::fmt::Display for Room {
     }
 }
 
-/// What is measured: the model on samples that a plan's ranges have not seen.
-struct Unseen<'a> {
+/// What is measured: the model on samples that the ranges of a plan have not seen.
+struct Unseen {
     objective: Objective,
     /// Everything in float, massive activations clipped.
     background: Assignment,
     reference: Vec<Vec<f32>>,
-    plan: &'a QuantPlan,
+    /// The plan's schemes, by site, in the width that they are wanted in.
+    schemes: BTreeMap<String, Scheme>,
 }
 
 impl Search<'_> {
-    /// Widens ranges where that lowers the damage of a kind of sites on samples that they were not taken from. Sites whose ranges a
-    /// search chose keep them. With fewer samples than there are parts nothing is done.
+    /// Widens ranges where that lowers the damage of a kind of sites on samples that they were not taken from. Sites that are clipped
+    /// or `fixed`, because a search chose their ranges, keep them. With fewer samples than there are parts nothing is done.
     ///
     /// # Errors
     /// When the model cannot be run, or a sample cannot be read.
-    pub(super) fn headroom(&self, clips: &[Clip], chosen: &mut QuantPlan) -> Result<Vec<Room>, PipelineError> {
+    pub(super) fn headroom(&self, clips: &[Clip], fixed: &[Change], chosen: &mut QuantPlan) -> Result<Vec<Room>, PipelineError> {
         let inputs = self.unseen()?;
         if inputs.is_empty() {
             return Ok(Vec::new());
@@ -78,13 +83,21 @@ impl Search<'_> {
         let mut background = objective.float();
         clips.iter().for_each(|clip| objective.clip(&mut background, &clip.site, clip.at));
         let reference = objective.outputs(&background).map_err(|e| self.failed(e))?;
-        let unseen = Unseen { objective, background, reference, plan: &part };
-        let kinds = kinds(chosen, &part);
+        let mut kinds: BTreeMap<(Site, u8), Vec<String>> = BTreeMap::new();
+        let mut schemes = BTreeMap::new();
+        let keeps = |name: &str| clips.iter().any(|c| c.site == name) || fixed.iter().any(|c| c.site == name);
+        for site in chosen.sites.iter().filter(|s| s.rounds() && !keeps(&s.name)) {
+            if let Some((scheme, bits)) = part.site(&site.name).and_then(|p| alike(&p.scheme, &site.scheme)) {
+                kinds.entry((site.site.site, bits)).or_default().push(site.name.clone());
+                schemes.insert(site.name.clone(), scheme);
+            }
+        }
+        let unseen = Unseen { objective, background, reference, schemes };
         let total = kinds.len();
         let mut rooms = Vec::new();
         for (done, (kind, sites)) in kinds.into_iter().enumerate() {
             if let Some(room) = self.room(&unseen, kind, &sites)? {
-                widen(chosen, &sites, &part, &room);
+                widen(chosen, &sites, &unseen.schemes, &room);
                 rooms.push(room);
             }
             bar.tick(done + 1, total);
@@ -120,11 +133,11 @@ impl Search<'_> {
     }
 
     /// The factor that leaves a kind the least damage, if one is worth it: upwards for as long as it falls.
-    fn room(&self, unseen: &Unseen<'_>, kind: Site, sites: &[String]) -> Result<Option<Room>, PipelineError> {
+    fn room(&self, unseen: &Unseen, (kind, bits): (Site, u8), sites: &[String]) -> Result<Option<Room>, PipelineError> {
         let damage = |factor: f64| {
             let mut codes = unseen.background.clone();
             for name in sites {
-                let scheme = unseen.plan.site(name).and_then(|s| widened(&s.scheme, factor));
+                let scheme = unseen.schemes.get(name).and_then(|s| widened(s, factor));
                 unseen.objective.set(&mut codes, name, scheme.as_ref());
             }
             let outputs = unseen.objective.outputs(&codes).map_err(|e| self.failed(e))?;
@@ -141,35 +154,23 @@ impl Search<'_> {
             best = (factor, after);
         }
         let (factor, after) = best;
-        Ok((after < before * (1.0 - WORTH)).then_some(Room { kind, factor, before, after }))
+        Ok((after < before * (1.0 - WORTH)).then_some(Room { kind, bits, factor, before, after }))
     }
 }
 
-/// Activation sites by their kind: those of both plans that have even steps of the same codes, and that no search chose.
-fn kinds(chosen: &QuantPlan, part: &QuantPlan) -> BTreeMap<Site, Vec<String>> {
-    let mut kinds: BTreeMap<Site, Vec<String>> = BTreeMap::new();
-    for site in chosen.sites.iter().filter(|s| s.rounds() && s.search.is_none() && step(&s.scheme).is_some()) {
-        let alike = part.site(&site.name).is_some_and(|p| codes(&p.scheme) == codes(&site.scheme));
-        if alike {
-            kinds.entry(site.site.site).or_default().push(site.name.clone());
-        }
-    }
-    kinds
-}
-
-/// The form of a scheme with even steps, and its width.
-fn codes(scheme: &Scheme) -> Option<(bool, u8)> {
-    match scheme {
-        Scheme::Affine { codes, .. } => Some((false, codes.bits)),
-        Scheme::Ptf { codes, .. } => Some((true, codes.bits)),
-        _ => None,
-    }
+/// A scheme of the same form as another, in its width, and that width; `None` for forms without even steps.
+fn alike(scheme: &Scheme, other: &Scheme) -> Option<(Scheme, u8)> {
+    let (Scheme::Affine { codes, .. } | Scheme::Ptf { codes, .. }) = scheme else { return None };
+    let bits = other.bits();
+    let same_form = std::mem::discriminant(scheme) == std::mem::discriminant(other);
+    let scheme = if codes.bits == bits { Some(scheme.clone()) } else { with_bits(scheme, bits) };
+    scheme.filter(|_| same_form).map(|scheme| (scheme, bits))
 }
 
 /// Gives sites the steps that the room asks for, where all samples together do not give them as wide ones already.
-fn widen(chosen: &mut QuantPlan, sites: &[String], part: &QuantPlan, room: &Room) {
+fn widen(chosen: &mut QuantPlan, sites: &[String], part: &BTreeMap<String, Scheme>, room: &Room) {
     for site in chosen.sites.iter_mut().filter(|s| sites.contains(&s.name)) {
-        let wanted = part.site(&site.name).and_then(|p| step(&p.scheme)).map(|step| step * room.factor);
+        let wanted = part.get(&site.name).and_then(step).map(|step| step * room.factor);
         let Some((wanted, now)) = wanted.zip(step(&site.scheme)) else { continue };
         if wanted > now
             && let Some(scheme) = widened(&site.scheme, wanted / now)

@@ -143,7 +143,7 @@ impl Search<'_> {
             found.changes = self.refine(&objective, background, &mut found.plan, &left)?;
         }
         if wanted.headroom {
-            found.rooms = self.headroom(&found.clips, &mut found.plan)?;
+            found.rooms = self.headroom(&found.clips, &found.changes, &mut found.plan)?;
         }
         Ok(found)
     }
