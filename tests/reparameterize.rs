@@ -127,7 +127,7 @@ fn edited_plans_are_refused() {
     let short = refused(&|r| r[0].factors.truncate(3));
     assert!(short.contains("blocks.0.norm1: ") && short.contains("factors do not fit"), "{short}");
     let zero = refused(&|r| r[0].factors[1] = 0.0);
-    assert!(zero.contains("blocks.0.norm1: a factor of 0 cannot be divided by"), "{zero}");
+    assert!(zero.contains("blocks.0.norm1: a factor of 0.0 cannot be divided by"), "{zero}");
     let twice = refused(&|r| r.push(r[0].clone()));
     assert!(twice.contains("blocks.0.norm1 twice"), "{twice}");
     let scaled = b.source.reparameterized(&plan.reparameterized).unwrap();

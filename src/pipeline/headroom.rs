@@ -44,13 +44,11 @@ pub struct Room {
 
 impl std::fmt::Display for Room {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Room { kind, factor, before, after, .. } = self;
+        let Room { kind, bits, factor, before, after } = self;
         let less = (1.0 - after / before) * 100.0;
         let kind = kind.name();
-        write!(
-            f,
-            "{factor:.2} times what three quarters of the samples reach, for {less:.0} % less damage of all {kind} on the others"
-        )
+        write!(f, "{factor:.2} times the range that three quarters of the samples give, for {less:.0} % less damage ")?;
+        write!(f, "of all {kind} of {bits} bits on the others")
     }
 }
 
@@ -78,6 +76,10 @@ impl Search<'_> {
         let bar = (self.progress)("making room in ranges");
         let clipped = behind(self.source, clips)?;
         let stats = self.others(&clipped)?;
+        if stats.samples().is_empty() {
+            // None of them could be read, and that is allowed.
+            return Ok(Vec::new());
+        }
         let part = plan(&clipped, &stats, self.config, self.target, self.threads)?;
         let objective = self.objective(&part, &inputs)?;
         let mut background = objective.float();
@@ -86,7 +88,10 @@ impl Search<'_> {
         let mut kinds: BTreeMap<(Site, u8), Vec<String>> = BTreeMap::new();
         let mut schemes = BTreeMap::new();
         let keeps = |name: &str| clips.iter().any(|c| c.site == name) || fixed.iter().any(|c| c.site == name);
-        for site in chosen.sites.iter().filter(|s| s.rounds() && !keeps(&s.name)) {
+        // The steps of a site whose channels one plan divides and the other does not cannot be compared.
+        let divided = |plan: &QuantPlan, name: &str| plan.reparameterized.iter().any(|r| r.site == name);
+        let differ = |name: &str| divided(chosen, name) != divided(&part, name);
+        for site in chosen.sites.iter().filter(|s| s.rounds() && !keeps(&s.name) && !differ(&s.name)) {
             if let Some((scheme, bits)) = part.site(&site.name).and_then(|p| alike(&p.scheme, &site.scheme)) {
                 kinds.entry((site.site.site, bits)).or_default().push(site.name.clone());
                 schemes.insert(site.name.clone(), scheme);

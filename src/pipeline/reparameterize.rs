@@ -24,7 +24,7 @@ impl Source {
         for Reparameterized { site, factors } in by {
             let norm = self.vit.norms.get(site).ok_or_else(|| {
                 refused(format!(
-                    "the plan scales the channels of {site}, which is not the output of a LayerNorm that nothing but Linears read: take it out of `reparameterized`, or make the plan again"
+                    "the plan scales the channels of {site}, which is not the output of a LayerNorm that nothing but Linears read: make the plan again"
                 ))
             })?;
             let constants = reparameterize::constants(norm, factors, |name| graph.constant(graph.value(name)?));

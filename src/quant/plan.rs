@@ -260,7 +260,8 @@ pub struct SitePlan {
     /// What the codes mean.
     #[serde(flatten)]
     pub scheme: Scheme,
-    /// What calibration saw, smallest and largest; for constants, of the tensor itself.
+    /// What calibration saw, smallest and largest, of a reparameterized site after its channels' division; for constants, of the tensor
+    /// itself.
     pub observed: [f32; 2],
     /// What the configuration asked for and the target changed, if anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -314,6 +315,7 @@ pub struct ConstantsFile {
 
 /// Every decision about one model.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct QuantPlan {
     /// [`PLAN_VERSION`].
     pub version: u32,
@@ -328,7 +330,7 @@ pub struct QuantPlan {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub constants: Option<ConstantsFile>,
     /// Sites whose channels' scales stand in the constants around them; the schemes of these sites and of the weights that read them
-    /// are of the model so changed.
+    /// are of the model so changed, and so are the file's constants: no entry can be changed without the others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reparameterized: Vec<Reparameterized>,
     /// Quantised sites, in the order of the data flow.

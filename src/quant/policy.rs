@@ -207,10 +207,10 @@ fn activation(
     let signed = target.signed(site).unwrap_or(cfg.signed);
     let mut codes = Codes { bits: cfg.bits, signed };
     if let Some(moved) = facts.reparameterized.iter().find(|r| r.site == name) {
-        // Every channel reaches as far as it does: nothing is to be clipped.
+        // Its channels reach more or less alike: no observer is asked what to clip.
         let (lo, hi) = divided_range(seen, &moved.factors).ok_or_else(missing)?;
         let note = Some(
-            "one scale for the tensor: those of its channels stand in the LayerNorm and the weights that read it".to_owned(),
+            "one scale for the tensor, by its smallest and largest value: those of its channels stand in the LayerNorm and the weights that read it".to_owned(),
         );
         let scheme = affine_scheme(Range::new(lo, hi), codes, cfg.symmetric);
         return Ok(SitePlan { name, site: target.coded(site), scheme, observed: [lo as f32, hi as f32], note, search: None });

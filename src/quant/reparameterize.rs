@@ -142,7 +142,7 @@ pub fn constants<'a>(
     tensor: impl Fn(&str) -> Option<&'a Tensor>,
 ) -> Result<BTreeMap<String, Tensor>, String> {
     if let Some(f) = factors.iter().find(|f| !f.is_finite() || **f < f32::MIN_POSITIVE) {
-        return Err(format!("a factor of {f} cannot be divided by"));
+        return Err(format!("a factor of {f:?} cannot be divided by"));
     }
     let mut out = BTreeMap::new();
     let mut change = |name: &str, by: &dyn Fn(f64, f64) -> f64| {
@@ -154,6 +154,9 @@ pub fn constants<'a>(
         let row = data.len() / factors.len().max(1);
         for (x, f) in data.chunks_mut(row.max(1)).zip(factors).flat_map(|(row, f)| row.iter_mut().map(move |x| (x, f))) {
             *x = by(f64::from(*x), f64::from(*f)) as f32;
+            if !x.is_finite() {
+                return Err(format!("a factor of {f:?} takes '{name}' out of the range of float32"));
+            }
         }
         out.insert(name.to_owned(), Tensor::new(&tensor.shape, &data).map_err(|e| e.to_string())?);
         Ok::<(), String>(())
@@ -236,22 +239,6 @@ mod tests {
     }
 
     proptest! {
-        /// The chosen powers do about as well as any, measured, and never worse than none by more than their prediction's error.
-        #[test]
-        fn noise_falls_where_channels_differ(seed in 1u64..1000, reaches in prop::collection::vec(0.05f64..1.0, 24), bits in 4u8..=8) {
-            let mut reaches = reaches;
-            reaches[3] = 6.0;
-            let case = Case::new(seed, &reaches, bits);
-            let none = case.measured(&[1.0; 24]);
-            match case.factors() {
-                Some(found) => {
-                    let found: Vec<f64> = found.iter().map(|&f| f.into()).collect();
-                    prop_assert!(case.measured(&found) < none * 1.3, "{} {none}", case.measured(&found));
-                }
-                None => prop_assert!(bits < 7, "8 bits for each channel are better than one in six"),
-            }
-        }
-
         /// Bennett's model against what rounding does.
         #[test]
         fn noise_is_as_predicted(seed in 1u64..1000, reaches in prop::collection::vec(0.3f64..3.0, 24)) {
@@ -285,6 +272,24 @@ mod tests {
         }
     }
 
+    /// Measured over many weights, since in one case chance decides how a few weights are rounded.
+    #[test]
+    fn noise_falls_where_channels_differ() {
+        for (bits, most) in [(4, 1.0), (6, 0.9), (8, 0.3)] {
+            let (mut with, mut without) = (0.0, 0.0);
+            for seed in 1..=30 {
+                let mut reaches: Vec<f64> = noise_of(seed, 24).into_iter().map(|x| 0.55 + 0.45 * x).collect();
+                reaches[3] = 6.0;
+                let case = Case::new(seed, &reaches, bits);
+                let found = case.factors().map_or(vec![1.0; 24], |f| f.into_iter().map(f64::from).collect());
+                with += case.measured(&found);
+                without += case.measured(&[1.0; 24]);
+            }
+            println!("{bits} bits: {with} of {without}");
+            assert!(with < most * without, "{bits} bits: {with} of {without}");
+        }
+    }
+
     fn around() -> Norm {
         Norm { scale: "g".to_owned(), bias: Some("b".to_owned()), weights: vec!["w".to_owned()] }
     }
@@ -305,10 +310,12 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let tensor = Tensor::vector(&[1.0f32, 2.0]);
+        let tensor = Tensor::vector(&[1.0f32, 9.0]);
         let refused = |factors: &[f32]| constants(&around(), factors, |_| Some(&tensor)).unwrap_err();
-        assert_eq!(refused(&[1.0, 0.0]), "a factor of 0 cannot be divided by");
+        assert_eq!(refused(&[1.0, 0.0]), "a factor of 0.0 cannot be divided by");
         assert_eq!(refused(&[1.0, f32::NAN]), "a factor of NaN cannot be divided by");
+        assert_eq!(refused(&[1.0, 1e-38]), "a factor of 1e-38 cannot be divided by");
+        assert_eq!(refused(&[1.0, 1.2e-38]), "a factor of 1.2e-38 takes 'g' out of the range of float32");
         assert_eq!(refused(&[1.0]), "1 factors do not fit 'g' of shape [2]");
         assert_eq!(constants(&around(), &[1.0, 1.0], |_| None).unwrap_err(), "the model has no such constant");
     }

@@ -92,7 +92,9 @@ mod tests {
             (NORM, "y = MatMul (n, w)", "float[1, 4, 3] y, float[1, 4, 2] n", "it is an output"),
             (NORM, "y = MatMul (n, w)\n  z = Mul (x, g)", "float[1, 4, 3] y, float[1, 4, 2] z", "its weight is used elsewhere"),
             (NORM, "y = MatMul (n, w)\n  z = MatMul (x, w)", "float[1, 4, 3] y, float[1, 4, 3] z", "so are the Linear's"),
-            (NORM, "t = Transpose <perm = [0, 2, 1]> (n)\n  y = MatMul (n, t)", "float[1, 4, 4] y", "no constant weights"),
+            (NORM, "t = Transpose <perm = [0, 2, 1]> (x)\n  y = MatMul (n, t)", "float[1, 4, 4] y", "no constant weights"),
+            (NORM, "t = Transpose <perm = [0, 2, 1]> (x)\n  y = MatMul (t, n)", "float[1, 2, 2] y", "it is the right operand"),
+            ("n = LayerNormalization <axis = -1> (x, g, g)", "y = MatMul (n, w)", "float[1, 4, 3] y", "one constant is both"),
             ("n = Mul (x, g)", "y = MatMul (n, w)", "float[1, 4, 3] y", "no norm"),
         ] {
             assert_eq!(found(norm, after, outputs), None, "{why}");
