@@ -29,7 +29,6 @@ pub use clip::{Clip, ClipSearch, Clipped};
 pub use constants::{constants_path, with_plan_constants, write_constants};
 pub use error::PipelineError;
 pub use evaluate::{Evaluation, SampleOutputs, evaluate, evaluate_kept, forward, is_quantised, runnable, top};
-pub use headroom::Room;
 pub use levels::has_codebooks;
 pub use load::{Source, data_files, digest, encoded_bytes, file_bytes, load, op_counts, read};
 pub use quantise::{

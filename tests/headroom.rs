@@ -1,62 +1,48 @@
 //! Room in ranges for samples that calibration did not see, on the small real Vision Transformer.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::path::Path;
+mod common;
 
-use vitq::calib::{Part, Stats};
-use vitq::config::{self, Config};
-use vitq::pipeline::{self, Calibration, DataOptions, Feed, Found, Samples, Search, Source};
+use common::digits::{Digits, parsed};
+use vitq::calib::Part;
+use vitq::config::Config;
+use vitq::pipeline::{self, Found, Search};
 use vitq::quant::{QuantPlan, Target};
-use vitq::runtime::tract::EngineOptions;
 use vitq::tune::objective::Distance;
 use vitq::tune::range::{step, widened};
 
-const MODEL: &str = "models/digits/vit_digits.onnx";
 const ONLY_ROOM: &str = "search: {clip: false, ranges: false, float_share: 0}";
 
 struct Bench {
-    source: Source,
+    digits: Digits,
     config: Config,
-    options: EngineOptions,
-    samples: Samples,
 }
 
 impl Bench {
-    fn new(yaml: &str, limit: usize) -> Bench {
-        let source = pipeline::load(Path::new(MODEL)).unwrap();
-        let options =
-            DataOptions { preprocess: Some("inception".into()), crop_pct: Some(1.0), limit: Some(limit), ..Default::default() };
-        let feed = Feed::new(Path::new(MODEL), &source.model, &options).unwrap();
-        let samples = feed.open(Path::new("models/digits/calib")).unwrap();
-        let config = config::load::parse("test.yaml", yaml).unwrap();
-        Bench { options: feed.engine_options(), source, config, samples }
+    fn new(yaml: &str, images: usize) -> Bench {
+        Bench { digits: Digits::new(images), config: parsed(yaml) }
     }
 
-    fn stats(&self, parts: &[Part]) -> Stats {
-        let engine = pipeline::engine_of(&self.source, &self.config, &self.options).unwrap();
-        let Bench { source, config, samples, .. } = self;
-        let run =
-            |part: &Part| Calibration { source, config, engine: &engine, samples, threads: 2, progress: &() }.run(*part).unwrap();
-        parts.iter().map(run).reduce(|a, b| a.merge(b).unwrap()).unwrap()
-    }
-
-    fn plan(&self, parts: &[Part]) -> QuantPlan {
-        pipeline::plan(&self.source, &self.stats(parts), &self.config, Target::Integer, 2).unwrap()
+    /// A plan of all samples but those that begin each group of four.
+    fn plan_of_three_quarters(&self) -> QuantPlan {
+        let parts: Vec<Part> = (1..4).map(|i| Part::new(i, 4).unwrap()).collect();
+        let stats = self.digits.stats(&self.config, &parts);
+        pipeline::plan(&self.digits.source, &stats, &self.config, Target::Integer, 2).unwrap()
     }
 
     fn search(&self, threads: usize) -> Found {
         let search = Search {
-            source: &self.source,
+            source: &self.digits.source,
             config: &self.config,
             target: Target::Integer,
-            options: &self.options,
-            samples: &self.samples,
+            options: &self.digits.options,
+            samples: &self.digits.samples,
             measured_on: 8,
             threads,
             progress: &|_| Box::new(()),
         };
-        let stats = self.stats(&[Part::WHOLE]);
-        let plan = pipeline::plan(&self.source, &stats, &self.config, Target::Integer, 2).unwrap();
+        let stats = self.digits.stats(&self.config, &[Part::WHOLE]);
+        let plan = self.digits.plan(&self.config, Target::Integer);
         search.run(stats, plan).unwrap()
     }
 }
@@ -64,11 +50,9 @@ impl Bench {
 #[test]
 fn ranges_become_as_wide_as_unseen_samples_ask_for() {
     let b = Bench::new(ONLY_ROOM, 16);
-    let (found, before) = (b.search(2), b.plan(&[Part::WHOLE]));
+    let (found, before) = (b.search(2), b.digits.plan(&b.config, Target::Integer));
     assert!(!found.rooms.is_empty());
-    // What the other quarter of the samples leaves: its ranges are what the factors are of.
-    let others: Vec<Part> = (1..4).map(|i| Part::new(i, 4).unwrap()).collect();
-    let part = b.plan(&others);
+    let part = b.plan_of_three_quarters();
     let mut changed = 0;
     for (site, old) in found.plan.sites.iter().zip(&before.sites) {
         let room = found.rooms.iter().find(|r| r.kind == site.site.site && site.rounds());
@@ -89,10 +73,9 @@ fn ranges_become_as_wide_as_unseen_samples_ask_for() {
 #[test]
 fn the_damage_is_that_of_all_sites_of_a_kind_on_unseen_samples() {
     let b = Bench::new(ONLY_ROOM, 16);
-    let others: Vec<Part> = (1..4).map(|i| Part::new(i, 4).unwrap()).collect();
-    let part = b.plan(&others);
-    let inputs = pipeline::first_samples(&b.samples, 16).unwrap().into_iter().step_by(4).collect::<Vec<_>>();
-    let float = b.source.objective(Target::Integer, &inputs, &b.options, 1).unwrap();
+    let part = b.plan_of_three_quarters();
+    let inputs = b.digits.inputs(16).into_iter().step_by(4).collect::<Vec<_>>();
+    let float = b.digits.source.objective(Target::Integer, &inputs, &b.digits.options, 1).unwrap();
     let reference = float.outputs(&float.float()).unwrap();
     let room = b.search(2).rooms.remove(0);
     let damage = |factor: f64| {

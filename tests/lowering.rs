@@ -454,12 +454,8 @@ fn a_bias_that_does_not_fit_stays_in_float_and_is_noted() {
     edit.commit().unwrap();
     let report = lower(&mut model, &plan).unwrap();
     assert_eq!(report.biases, 7);
-    assert_eq!(
-        report.notes,
-        [
-            "Add (producing 'fc1'): its bias stays in float: it takes more than half of 32 bits in units of input scale × weight scale"
-        ]
-    );
+    let why = "its bias stays in float: it takes more than half of 32 bits in units of input scale × weight scale";
+    assert_eq!(report.notes, [format!("Add (producing 'fc1'): {why}")]);
     let fc1 = model.graph.value("fc1").unwrap();
     let bias = model.graph.input(fc1.node, 1).unwrap();
     assert_eq!(model.graph.value_name(bias), "fc1_b");

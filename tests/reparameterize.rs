@@ -1,82 +1,32 @@
 //! Scales of channels in the constants around a LayerNorm's output, on the small real Vision Transformer.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::path::Path;
+mod common;
 
-use vitq::calib::Stats;
-use vitq::calib::run::Named;
+use common::digits::{Digits, parsed};
 use vitq::config::{self, Config};
-use vitq::pipeline::{self, DataOptions, Feed, Samples, Source};
-use vitq::quant::{QuantPlan, Reparameterized, Scheme, Target};
-use vitq::runtime::tract::EngineOptions;
+use vitq::pipeline::{self, Source};
+use vitq::quant::{Reparameterized, Scheme, Target};
 use vitq::tune::objective::Distance;
 
-const MODEL: &str = "models/digits/vit_digits.onnx";
-
-struct Bench {
-    source: Source,
-    options: EngineOptions,
-    samples: Samples,
-}
-
-impl Bench {
-    fn new() -> Bench {
-        let source = pipeline::load(Path::new(MODEL)).unwrap();
-        let options =
-            DataOptions { preprocess: Some("inception".into()), crop_pct: Some(1.0), limit: Some(16), ..Default::default() };
-        let feed = Feed::new(Path::new(MODEL), &source.model, &options).unwrap();
-        let samples = feed.open(Path::new("models/digits/calib")).unwrap();
-        Bench { options: feed.engine_options(), source, samples }
-    }
-
-    fn stats(&self, config: &Config) -> Stats {
-        let engine = pipeline::engine_of(&self.source, config, &self.options).unwrap();
-        pipeline::calibrate(&self.source, config, &engine, &self.samples, 2, &()).unwrap()
-    }
-
-    fn plan(&self, config: &Config, target: Target) -> QuantPlan {
-        pipeline::plan(&self.source, &self.stats(config), config, target, 2).unwrap()
-    }
-
-    fn inputs(&self) -> Vec<Named> {
-        pipeline::first_samples(&self.samples, 16).unwrap()
-    }
-
-    fn outputs(&self, source: &Source) -> Vec<Vec<f32>> {
-        let float = source.objective(Target::OnnxRuntime, &self.inputs(), &self.options, 2).unwrap();
-        float.outputs(&float.float()).unwrap()
-    }
-
-    /// What an emitted model computes on the same samples.
-    fn emitted(&self, plan: &QuantPlan) -> Vec<Vec<f32>> {
-        let (model, _) = pipeline::lower(&self.source, plan).unwrap();
-        let engine = pipeline::runnable(Path::new(MODEL), model, &self.options).unwrap();
-        let mut session = engine.session().unwrap();
-        let run = |inputs: &Named| -> Vec<f32> {
-            let views: Vec<_> = inputs.iter().map(|(name, array)| (name.as_str(), array.view())).collect();
-            session.run(&views, &mut |_, _, _| {}).unwrap()[0].1.iter().copied().collect()
-        };
-        self.inputs().iter().map(run).collect()
-    }
+fn outputs(b: &Digits, source: &Source) -> Vec<Vec<f32>> {
+    let float = source.objective(Target::OnnxRuntime, &b.inputs(16), &b.options, 2).unwrap();
+    float.outputs(&float.float()).unwrap()
 }
 
 fn int8() -> Config {
     config::preset("int8").unwrap().unwrap()
 }
 
-fn parsed(yaml: &str) -> Config {
-    config::load::parse("test.yaml", yaml).unwrap()
-}
-
 #[test]
 fn the_float_model_computes_what_it_did() {
-    let b = Bench::new();
+    let b = Digits::new(16);
     let plan = b.plan(&int8(), Target::OnnxRuntime);
     let names: Vec<&str> = plan.reparameterized.iter().map(|r| r.site.as_str()).collect();
     assert_eq!(names.len(), 8, "two in each of four blocks: {names:?}");
     let scaled = b.source.reparameterized(&plan.reparameterized).unwrap();
     assert_eq!(scaled.digest(), b.source.digest(), "plans and statistics of it are the model's");
-    let noise = Distance::between(&b.outputs(&b.source), &b.outputs(&scaled)).ratio();
+    let noise = Distance::between(&outputs(&b, &b.source), &outputs(&b, &scaled)).ratio();
     assert!(noise > 0.0 && noise < 1e-9, "{noise}");
     // Once, however often it is asked for.
     let again = scaled.reparameterized(&plan.reparameterized).unwrap();
@@ -87,8 +37,8 @@ fn the_float_model_computes_what_it_did() {
 /// the weights that read them alone have codes.
 #[test]
 fn the_emitted_model_is_nearer_to_the_float_model() {
-    let b = Bench::new();
-    let reference = b.outputs(&b.source);
+    let b = Digits::new(16);
+    let reference = outputs(&b, &b.source);
     let noise = |reparameterize: bool| {
         let config = parsed(&format!(
             "default: {{float: true, reparameterize: {reparameterize}}}\nlayers:\n  norm1: &codes {{float: false}}\n  norm2: *codes\n  attn_qkv: *codes\n  \
@@ -97,7 +47,7 @@ fn the_emitted_model_is_nearer_to_the_float_model() {
         let plan = b.plan(&config, Target::OnnxRuntime);
         let tensors = plan.sites.iter().filter(|s| matches!(s.scheme, Scheme::Affine { .. }));
         assert_eq!(tensors.count(), 8, "one scale for the tensor either way");
-        Distance::between(&reference, &b.emitted(&plan)).ratio()
+        Distance::between(&reference, &b.emitted(&plan, &b.inputs(16))).ratio()
     };
     let (with, without) = (noise(true), noise(false));
     assert!(with < 0.9 * without, "{with} {without}");
@@ -105,7 +55,7 @@ fn the_emitted_model_is_nearer_to_the_float_model() {
 
 #[test]
 fn only_where_a_scale_a_channel_is_wanted_and_cannot_be() {
-    let b = Bench::new();
+    let b = Digits::new(16);
     let scaled = |yaml: &str, target: Target| b.plan(&parsed(yaml), target).reparameterized.len();
     assert_eq!(scaled("", Target::Integer), 0, "it has an operator for that");
     assert_eq!(scaled("default: {reparameterize: false}", Target::OnnxRuntime), 0);
@@ -115,7 +65,7 @@ fn only_where_a_scale_a_channel_is_wanted_and_cannot_be() {
 
 #[test]
 fn edited_plans_are_refused() {
-    let b = Bench::new();
+    let b = Digits::new(16);
     let plan = b.plan(&int8(), Target::OnnxRuntime);
     let refused = |change: &dyn Fn(&mut Vec<Reparameterized>)| {
         let mut plan = plan.clone();

@@ -1,43 +1,32 @@
 //! The search's measure and its steps, on the small real Vision Transformer.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::path::Path;
+mod common;
 
+use common::digits::Digits;
 use vitq::calib::run::Named;
 use vitq::config::{self, Config};
-use vitq::pipeline::{self, DataOptions, Feed, Source};
+use vitq::pipeline;
 use vitq::quant::fake::FakeQuant;
 use vitq::quant::{QuantPlan, Scheme, SitePlan, Target};
-use vitq::runtime::tract::EngineOptions;
 use vitq::tune::cost::Cost;
 use vitq::tune::damage::Walk;
 use vitq::tune::objective::{Distance, Objective};
 use vitq::tune::search::{Damage, damages, refine};
 use vitq::tune::widths::{Goal, bits_of, leave_in_float, widen, with_bits};
 
-const MODEL: &str = "models/digits/vit_digits.onnx";
-
 struct Bench {
-    source: Source,
-    options: EngineOptions,
+    digits: Digits,
     inputs: Vec<Named>,
     plan: QuantPlan,
 }
 
 impl Bench {
     fn new(config: &Config, target: Target) -> Bench {
-        let source = pipeline::load(Path::new(MODEL)).unwrap();
-        let options =
-            DataOptions { preprocess: Some("inception".into()), crop_pct: Some(1.0), limit: Some(8), ..Default::default() };
-        let feed = Feed::new(Path::new(MODEL), &source.model, &options).unwrap();
-        let samples = feed.open(Path::new("models/digits/calib")).unwrap();
-        let options = feed.engine_options();
-        let engine = pipeline::engine_of(&source, config, &options).unwrap();
-        let stats = pipeline::calibrate(&source, config, &engine, &samples, 2, &()).unwrap();
-        let plan = pipeline::plan(&source, &stats, config, target, 2).unwrap();
-        let inputs = pipeline::first_samples(&samples, 4).unwrap();
+        let digits = Digits::new(8);
+        let (plan, inputs) = (digits.plan(config, target), digits.inputs(4));
         assert_eq!(inputs.len(), 4);
-        Bench { source, options, inputs, plan }
+        Bench { digits, inputs, plan }
     }
 
     fn int8(target: Target) -> Bench {
@@ -45,14 +34,19 @@ impl Bench {
     }
 
     fn float(&self) -> Objective {
-        let source = self.source.reparameterized(&self.plan.reparameterized).unwrap();
-        source.objective(self.plan.target, &self.inputs, &self.options, 2).unwrap()
+        let source = self.digits.source.reparameterized(&self.plan.reparameterized).unwrap();
+        source.objective(self.plan.target, &self.inputs, &self.digits.options, 2).unwrap()
     }
 
     /// Simulated, with the plan's constants.
     fn simulated(&self, plan: &QuantPlan) -> Vec<Vec<f32>> {
-        let weights =
-            self.source.with_fake_constants(plan).unwrap().objective(self.plan.target, &self.inputs, &self.options, 2).unwrap();
+        let weights = self
+            .digits
+            .source
+            .with_fake_constants(plan)
+            .unwrap()
+            .objective(self.plan.target, &self.inputs, &self.digits.options, 2)
+            .unwrap();
         weights.outputs(&weights.assignment(plan)).unwrap()
     }
 
@@ -66,16 +60,8 @@ fn noise(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
     Distance::between(a, b).ratio()
 }
 
-/// What the lowered model of a plan computes.
 fn emitted(b: &Bench, plan: &QuantPlan) -> Vec<Vec<f32>> {
-    let (lowered, _) = pipeline::lower(&b.source, plan).unwrap();
-    let engine = pipeline::runnable(Path::new(MODEL), lowered, &b.options).unwrap();
-    let mut session = engine.session().unwrap();
-    let run = |inputs: &Named| -> Vec<f32> {
-        let views: Vec<_> = inputs.iter().map(|(name, array)| (name.as_str(), array.view())).collect();
-        session.run(&views, &mut |_, _, _| {}).unwrap()[0].1.iter().copied().collect()
-    };
-    b.inputs.iter().map(run).collect()
+    b.digits.emitted(plan, &b.inputs)
 }
 
 /// The simulation knows nothing of lowering, and lowering nothing of it.
@@ -203,7 +189,7 @@ fn widening_reaches_what_it_predicts() {
     let before = -10.0 * noise(&reference, &b.simulated(&plan)).log10();
     let damages = b.damages();
     let goal = damages.iter().map(|d| d.noise).sum::<f64>() * 10f64.powf(-0.2);
-    let cost = Cost::of(&b.source.model.graph, &b.source.vit.sites);
+    let cost = Cost::of(&b.digits.source.model.graph, &b.digits.source.vit.sites);
     let widened = widen(&mut plan, &damages, 0.0, &cost, 16, Goal { noise: goal, cost: f64::INFINITY });
     assert!(!widened.is_empty() && widened.len() < damages.len() / 2, "{}", widened.len());
     assert!(widened.windows(2).all(|pair| pair[0].share >= pair[1].share), "those that do most come first");
@@ -217,7 +203,7 @@ fn widening_reaches_what_it_predicts() {
 #[test]
 fn widening_keeps_within_what_it_may_cost() {
     let b = Bench::int8(Target::Integer);
-    let cost = Cost::of(&b.source.model.graph, &b.source.vit.sites);
+    let cost = Cost::of(&b.digits.source.model.graph, &b.digits.source.vit.sites);
     let damages = b.damages();
     let before = cost.mac_bits(&bits_of(&b.plan));
     let mut fewer = 0;
@@ -253,7 +239,7 @@ fn a_site_on_top_of_the_others_is_what_goes_without_it() {
 #[test]
 fn float_is_given_where_it_helps_most_within_its_share() {
     let b = Bench::int8(Target::OnnxRuntime);
-    let cost = Cost::of(&b.source.model.graph, &b.source.vit.sites);
+    let cost = Cost::of(&b.digits.source.model.graph, &b.digits.source.vit.sites);
     // 4 blocks of 4 Linears (q, k and v apart), two products of attention, the patches and the head.
     assert_eq!(cost.products.len(), 4 * 8 + 2);
     let found = b.damages();
@@ -265,7 +251,7 @@ fn float_is_given_where_it_helps_most_within_its_share() {
             cost.products.iter().filter(|p| p.operands.iter().any(|o| left.iter().any(|w| w.site == *o))).map(|p| p.macs).sum();
         assert!(float as f64 <= share * cost.macs() as f64, "{float} of {}", cost.macs());
         assert!(leave_in_float(&mut b.plan.clone(), &found, &cost, share, 0.01, 10.0).is_empty(), "integers are good enough");
-        let (lowered, report) = pipeline::lower(&b.source, &plan).unwrap();
+        let (lowered, report) = pipeline::lower(&b.digits.source, &plan).unwrap();
         assert!(report.pairs > 0 && !lowered.graph.is_empty());
     }
 }
@@ -276,7 +262,7 @@ fn levels_are_chosen_on_the_values_whatever_the_threads() {
     let b = Bench::new(&config, Target::Integer);
     let refit = |threads| {
         let mut plan = b.plan.clone();
-        let (source, options, inputs) = (&b.source, &b.options, &b.inputs[..]);
+        let (source, options, inputs) = (&b.digits.source, &b.digits.options, &b.inputs[..]);
         let progress = &|_: &'static str| Box::new(()) as Box<dyn vitq::calib::Progress>;
         pipeline::Adjust { source, config: &config, options, inputs, threads, progress }.choose_levels(&mut plan).unwrap();
         plan

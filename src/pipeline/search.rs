@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use super::headroom::Room;
 use super::tune::first_samples;
 use super::{Clip, ClipSearch, PipelineError, Samples, Source};
 use crate::calib::run::Named;
@@ -14,6 +13,7 @@ use crate::runtime::tract::{EngineError, EngineOptions};
 use crate::tune::cost::Cost;
 use crate::tune::damage::Walk;
 use crate::tune::objective::{Assignment, Distance, Objective};
+use crate::tune::room::Room;
 use crate::tune::search::{Change, Damage, damages, refine};
 use crate::tune::widths::{Goal, Widening, bits_of, leave_in_float, may_widen, widen};
 
@@ -259,7 +259,7 @@ impl Search<'_> {
         refine(&mut walk, plan, damages, &*bar).map_err(|e| self.failed(e))
     }
 
-    fn walk<'o>(&self, objective: &'o Objective, background: Assignment) -> Result<Walk<'o>, PipelineError> {
+    pub(super) fn walk<'o>(&self, objective: &'o Objective, background: Assignment) -> Result<Walk<'o>, PipelineError> {
         Walk::new(objective, background).map_err(|e| self.failed(e))
     }
 

@@ -285,7 +285,6 @@ mod tests {
                 with += case.measured(&found);
                 without += case.measured(&[1.0; 24]);
             }
-            println!("{bits} bits: {with} of {without}");
             assert!(with < most * without, "{bits} bits: {with} of {without}");
         }
     }

@@ -49,14 +49,22 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// When an operator fails.
     pub fn noise(&mut self, site: &str, scheme: Option<&Scheme>) -> Result<f64, EngineError> {
-        let cut = self.objective.cut_before(site);
+        self.noise_of(&[(site, scheme)])
+    }
+
+    /// The same for several sites at once.
+    ///
+    /// # Errors
+    /// When an operator fails.
+    pub fn noise_of(&mut self, sites: &[(&str, Option<&Scheme>)]) -> Result<f64, EngineError> {
+        let cut = sites.iter().map(|(site, _)| self.objective.cut_before(site)).min().unwrap_or(0);
         if cut > self.prefix.cut {
             self.prefix = self.objective.advance(&self.prefix, &self.background, cut)?;
         } else if cut < self.prefix.cut {
             self.prefix = self.objective.prefix(&self.background, cut)?;
         }
         let mut alone = self.background.clone();
-        self.objective.set(&mut alone, site, scheme);
+        sites.iter().for_each(|(site, scheme)| self.objective.set(&mut alone, site, *scheme));
         let outputs = self.objective.outputs_from(&self.prefix, &alone)?;
         Ok(Distance::between(&self.reference, &outputs).ratio())
     }

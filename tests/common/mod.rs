@@ -2,6 +2,7 @@
 #![allow(missing_docs, dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, unreachable_pub)]
 
 pub mod block;
+pub mod digits;
 
 use std::collections::BTreeMap;
 
