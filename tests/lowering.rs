@@ -214,7 +214,7 @@ fn log2_codes_reach_far_enough_whatever_their_width() {
 
 #[test]
 fn ptf_is_kept_from_values_without_a_channel_axis_and_noted() {
-    let yaml = "default: {quantization_method: PTF, bit_type: {signed: false, symmetric: false}}";
+    let yaml = "default: {quantization_method: PTF, bit_type: {signed: false, symmetric: false}, keep_accumulator: false}";
     let (model, plan, _) = lowered(&variant(yaml), Target::Integer);
     for (name, ptf, note) in [
         ("input", false, Some("last axis")),

@@ -326,7 +326,7 @@ pub struct SiteConfig {
     /// Whether [`Method::Ptf`] searches base and zero points for the least squared error; otherwise they are those of the
     /// tensor's range, one zero point for all channels, as published.
     pub ptf_search: bool,
-    /// Whether a product to which nothing but constants is added stays in its int32 accumulator until that sum gets codes.
+    /// Whether a product that only additions read stays in its int32 accumulator until the sum gets codes.
     pub keep_accumulator: bool,
     /// Whether a LayerNorm's output, of [`Method::Ptf`] on a target without an operator for that, has the scales of its channels moved
     /// into the LayerNorm and the weights that read it.

@@ -94,7 +94,7 @@ fn integers(tensor: &Tensor, axis: Option<usize>, x: &Pair, w: &Pair) -> Result<
 /// `constants` are those that the plan leaves without codes of their own; gives the names of all that are added.
 ///
 /// # Errors
-/// When the site is no product's own output, or something else than the addition of constants reads it.
+/// When the site is no product's own output, or something else than an addition reads it.
 pub(super) fn lower_accumulated(
     edit: &mut Edit<'_>,
     site: &SitePlan,
@@ -104,7 +104,7 @@ pub(super) fn lower_accumulated(
     report: &mut LowerReport,
 ) -> Result<Vec<String>, LowerError> {
     let no_product =
-        || misfit(site, "", "an accumulator is the output of a convolution or Linear, read by the addition of constants alone");
+        || misfit(site, "", "an accumulator is the output of a convolution or Linear that nothing but additions read");
     let unknown = |name: &String| LowerError::UnknownValue { site: site.name.clone(), value: name.clone() };
     let value = |name: &String| Ok((edit.value(name).ok_or_else(|| unknown(name))?, from_end(axes, name)));
     let values = site.site.values.iter().map(value).collect::<Result<Vec<_>, LowerError>>()?;
@@ -114,7 +114,7 @@ pub(super) fn lower_accumulated(
     if !(edit.is_op(product, "Conv") || edit.is_op(product, "MatMul")) {
         return Err(no_product());
     }
-    let ports = added(edit, &values).filter(|ports| !ports.is_empty()).ok_or_else(no_product)?;
+    let ports = added(edit, &values).ok_or_else(no_product)?;
     let constant = |&(node, port, _): &(NodeId, u32, usize)| edit.input(node, port).filter(|&v| edit.constant(v).is_some());
     let names = ports.iter().filter_map(constant).map(|v| edit.value_name(v).to_owned()).collect();
     let by_dq: BTreeMap<Value, &Pair> = quantised.values.values().map(|p| (p.dequantised, p)).collect();
@@ -151,8 +151,8 @@ fn from_end(axes: &BTreeMap<String, usize>, value: &str) -> usize {
     axes.get(value).copied().unwrap_or(1)
 }
 
-/// Where constants enter: the node, its port, and the place of the channels from the end. `None` when something else than the
-/// addition of a constant reads the values.
+/// Where constants enter: the node, its port, and the place of the channels from the end. `None` when something else than an
+/// addition reads the values.
 fn added(edit: &Edit<'_>, values: &[(Value, usize)]) -> Option<Vec<(NodeId, u32, usize)>> {
     let mut found = Vec::new();
     for &(value, channels) in values {
@@ -168,8 +168,9 @@ fn added(edit: &Edit<'_>, values: &[(Value, usize)]) -> Option<Vec<(NodeId, u32,
             let other = 1 - reader.port.min(1);
             match edit.input(reader.node, other) {
                 _ if carries => {}
-                Some(c) if edit.is_op(reader.node, "Add") && edit.constant(c).is_some() => {
-                    found.push((reader.node, other, channels))
+                Some(c) if edit.is_op(reader.node, "Add") => {
+                    // What has codes, as the residual stream, is added as it is.
+                    found.extend(edit.constant(c).map(|_| (reader.node, other, channels)));
                 }
                 _ => return None,
             }

@@ -40,8 +40,8 @@ pub struct Vit {
     /// Full names of the sites that a MatMul or convolution reads: they need codes wherever products are computed in integers.
     #[serde(skip)]
     pub multiplied: BTreeSet<String>,
-    /// Full names of the sites that are a product's own output, to which nothing but a constant is added, and of those constants: the
-    /// sum could be made in the accumulator. To each the name of the product's site.
+    /// Full names of the sites that are a product's own output which nothing but additions read, and of the constants added: the sum
+    /// could be made in the accumulator. To each the name of the product's site.
     #[serde(skip)]
     pub accumulated: BTreeMap<String, String>,
     /// Full names of the sites that are a LayerNorm's output which nothing but Linears read, and what is around each.
@@ -69,16 +69,27 @@ pub fn recognise(graph: &Graph) -> Vit {
     sites.extend(more);
     let multiplied = sites.iter().filter(|s| !s.weight && s.values.iter().any(|v| is_multiplied(graph, v)));
     let multiplied = multiplied.map(SiteRef::full_name).collect();
-    let accumulated = sites.iter().filter_map(|s| accumulated(graph, s, &sites)).flatten().collect();
+    let mut in_accumulators = BTreeMap::new();
+    for site in &sites {
+        let found = accumulated(graph, site, &sites, &in_accumulators);
+        in_accumulators.extend(found.into_iter().flatten());
+    }
     let norms = sites.iter().filter_map(|s| Some((s.full_name(), norm::find(graph, s)?))).collect();
-    Vit { blocks, general, sites, multiplied, accumulated, norms, near_misses }
+    Vit { blocks, general, sites, multiplied, accumulated: in_accumulators, norms, near_misses }
 }
 
-/// A site and the constants that are added to it, where it is a product's own output and nothing else reads it.
-fn accumulated(graph: &Graph, site: &SiteRef, sites: &[SiteRef]) -> Option<Vec<(String, String)>> {
+/// A site that is a product's own output which nothing but additions read, and the constants that are added to it. Whatever else is added
+/// has codes, and so has the sum; of two products that are added to each other the first is in `taken` and the second has codes.
+fn accumulated(
+    graph: &Graph,
+    site: &SiteRef,
+    sites: &[SiteRef],
+    taken: &BTreeMap<String, String>,
+) -> Option<Vec<(String, String)>> {
     let values: BTreeSet<Value> = site.values.iter().filter_map(|v| graph.value(v)).collect();
     let first = graph.value(site.values.first()?)?;
-    let product = if graph.is_op(first.node, "Add") { graph.input(first.node, 0)?.node } else { first.node };
+    let biased = graph.is_op(first.node, "Add") && graph.constant(graph.input(first.node, 1)?).is_some();
+    let product = if biased { graph.input(first.node, 0)?.node } else { first.node };
     let multiplies = graph.is_op(product, "Conv") || graph.is_op(product, "MatMul");
     if site.weight || !multiplies || graph.constant(graph.input(product, 1)?).is_none() {
         return None;
@@ -86,16 +97,23 @@ fn accumulated(graph: &Graph, site: &SiteRef, sites: &[SiteRef]) -> Option<Vec<(
     if values.iter().any(|&v| graph.is_output(v)) {
         return None;
     }
+    let of = |value: Value, weight: bool| {
+        let name = graph.value_name(value);
+        sites.iter().find(|s| s.weight == weight && s.values.iter().any(|v| v == name))
+    };
     let carries = |id: NodeId| values.contains(&Value { node: id, port: 0 }) || graph.is_op(id, "Shape");
-    let readers = values.iter().flat_map(|&v| graph.uses(v)).filter(|u| !carries(u.node));
+    let readers: Vec<_> = values.iter().flat_map(|&v| graph.uses(v)).filter(|u| !carries(u.node)).collect();
     let mut found = vec![site.full_name()];
-    for reader in readers {
+    for reader in &readers {
         let other = graph.input(reader.node, 1 - reader.port.min(1)).filter(|_| graph.is_op(reader.node, "Add"))?;
-        let name = graph.value_name(other);
-        let constant = sites.iter().find(|s| s.weight && s.values.iter().any(|v| v == name))?;
-        found.push(constant.full_name());
+        if graph.constant(other).is_some() {
+            found.push(of(other, true)?.full_name());
+        } else {
+            let coded = of(other, false).filter(|s| !values.contains(&other) && !taken.contains_key(&s.full_name()));
+            coded.and(of(Value { node: reader.node, port: 0 }, false))?;
+        }
     }
-    (found.len() > 1).then(|| found.into_iter().map(|name| (name, site.full_name())).collect())
+    (!readers.is_empty()).then(|| found.into_iter().map(|name| (name, site.full_name())).collect())
 }
 
 fn is_multiplied(graph: &Graph, value: &str) -> bool {
