@@ -4,8 +4,8 @@ use crate::calib::Range;
 use crate::quant::plan::{Factors, Scheme, ZeroPoint};
 use crate::quant::{SitePlan, affine_scheme};
 
-/// A range is changed in steps of this factor.
-pub const STEP: f64 = std::f64::consts::SQRT_2;
+/// A range is changed in steps of this factor, a quarter of an octave.
+pub const STEP: f64 = 1.189_207_115_002_721;
 /// No range is less than this part of what calibration saw.
 const SMALLEST: f64 = 1.0 / 64.0;
 
@@ -24,7 +24,7 @@ pub fn scaled(site: &SitePlan, steps: i32) -> Option<Candidate> {
             let seen = lo.abs().max(hi.abs());
             // The bound on magnitudes that the codes have now.
             let bound = real(low).abs().max(real(high).abs()).min(seen) * factor;
-            if bound > seen * STEP.sqrt() || bound < seen * SMALLEST {
+            if bound > seen * STEP || bound < seen * SMALLEST {
                 return None;
             }
             let bound = bound.min(seen);

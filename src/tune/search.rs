@@ -9,7 +9,7 @@ use crate::runtime::tract::EngineError;
 /// A site's damage must fall by this share for its range to be changed.
 const WORTH: f64 = 0.05;
 /// Sites that do less than this share of all damage are left as they are.
-const SHARE: f64 = 1.0 / 50.0;
+const SHARE: f64 = 1.0 / 200.0;
 /// The widest channels are clipped by no more halvings.
 const CAPS: u8 = 4;
 
@@ -87,15 +87,19 @@ pub fn refine(
 /// The best scheme that a site can have, and its damage; `None` when that is its own.
 fn better(walk: &mut Walk<'_>, site: &SitePlan, before: f64) -> Result<Option<(Candidate, f64)>, EngineError> {
     let mut best = Best { found: None, least: before * (1.0 - WORTH) };
-    // Downhill in either direction for as long as it goes down.
-    for direction in [-1, 1] {
-        let mut steps = direction;
-        while best.offer(walk, site, scaled(site, steps))? {
-            steps += direction;
+    // Downhill in either direction in half octaves, for as long as it goes down, then a quarter to either side: quarters alone stop at
+    // every ripple.
+    let mut at = 0;
+    for direction in [-2, 2] {
+        while best.offer(walk, site, scaled(site, at + direction))? {
+            at += direction;
         }
-        if steps != direction {
+        if at != 0 {
             break;
         }
+    }
+    for quarter in [-1, 1] {
+        best.offer(walk, site, scaled(site, at + quarter))?;
     }
     best.offer(walk, site, nudged(site))?;
     for lower in 1..=CAPS {
