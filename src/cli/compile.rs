@@ -272,6 +272,7 @@ fn summarise(args: &Args, made: &Made, clock: Clock) -> CompileSummary {
             weights: r.weights,
             biases: r.biases,
             custom_ops: r.custom_ops,
+            narrowed: r.narrowed,
             notes: r.notes.clone(),
         },
         notes: {

@@ -1,10 +1,11 @@
 //! Applies a plan to a canonical graph; decides nothing.
 //!
-//! 1. [`qdq`]: every constant of the plan becomes integers behind a DequantizeLinear, every other value passes through a
+//! 1. [`unread`]: rows that nothing reads are not computed: the last block's patches where the head reads the class token alone.
+//! 2. [`qdq`]: every constant of the plan becomes integers behind a DequantizeLinear, every other value passes through a
 //!    QuantizeLinear and a DequantizeLinear; biases become int32 with the product of the scales around them.
 //!    So do the constants that a plan adds to an accumulator.
-//! 2. [`rows`]: where the target has a kernel for it, Linears become Gemms on rows that add their int32 biases themselves.
-//! 3. [`custom`]: where the target has custom ops, DequantizeLinear → LayerNormalization, Softmax or Gelu → QuantizeLinear
+//! 3. [`rows`]: where the target has a kernel for it, Linears become Gemms on rows that add their int32 biases themselves.
+//! 4. [`custom`]: where the target has custom ops, DequantizeLinear → LayerNormalization, Softmax or Gelu → QuantizeLinear
 //!    becomes one integer op of domain `ai.vitq`, whose function body travels with the model.
 
 mod bias;
@@ -13,6 +14,7 @@ mod expand;
 mod functions;
 mod qdq;
 mod rows;
+mod unread;
 
 use crate::ir::{AI_VITQ, CANONICAL_OPSET, DType, Edit, Model, VerifyError, opset_needed, shape};
 use crate::quant::plan::Scheme;
@@ -31,6 +33,8 @@ pub struct LowerReport {
     pub biases: usize,
     /// Custom integer ops.
     pub custom_ops: usize,
+    /// Operators that compute only the rows that are read of them.
+    pub narrowed: usize,
     /// What could not be done as planned, with the reason.
     pub notes: Vec<String>,
 }
@@ -82,12 +86,15 @@ pub enum LowerError {
 /// When the plan does not fit the model.
 pub fn lower(model: &mut Model, plan: &QuantPlan) -> Result<LowerReport, LowerError> {
     let mut report = LowerReport::default();
-    let shapes = shape::infer(&model.graph, CANONICAL_OPSET);
-    let axes = qdq::channel_axes(&model.graph, &shapes, plan);
     let mut edit = Edit::new(&mut model.graph);
     edit.clear_value_infos();
+    let mut sites = plan.sites.clone();
+    let whole = shape::infer(&edit, CANONICAL_OPSET);
+    report.narrowed = unread::lower(&mut edit, &whole, &mut sites);
+    let shapes = shape::infer(&edit, CANONICAL_OPSET);
+    let axes = qdq::channel_axes(&edit, &shapes, &sites);
     let mut quantised = qdq::Quantised::default();
-    let coded = || plan.sites.iter().filter(|s| s.scheme != Scheme::Accumulator);
+    let coded = || sites.iter().filter(|s| s.scheme != Scheme::Accumulator);
     for site in coded().filter(|s| s.site.weight) {
         qdq::lower_constant(&mut edit, site, &mut quantised)?;
         report.weights += 1;
@@ -97,7 +104,7 @@ pub fn lower(model: &mut Model, plan: &QuantPlan) -> Result<LowerReport, LowerEr
     }
     bias::lower(&mut edit, &quantised, &mut report);
     let (constants, products): (Vec<_>, Vec<_>) =
-        plan.sites.iter().filter(|s| s.scheme == Scheme::Accumulator).partition(|s| s.site.weight);
+        sites.iter().filter(|s| s.scheme == Scheme::Accumulator).partition(|s| s.site.weight);
     if let Some(site) = products.first().filter(|_| !plan.target.keeps_accumulators()) {
         report
             .notes

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::LowerError;
 use crate::ir::shape::Shapes;
 use crate::ir::{AI_VITQ, AttrValue, DType, Edit, Graph, NewOp, NodeId, OpName, Scalar, Tensor, Value};
-use crate::quant::plan::{Codes, Constant, QuantPlan, Scheme, SitePlan, ZeroPoint, nearest_levels};
+use crate::quant::plan::{Codes, Constant, Scheme, SitePlan, ZeroPoint, nearest_levels};
 
 /// The values behind Q/DQ pairs, by the name of the original value.
 #[derive(Debug, Default)]
@@ -38,8 +38,8 @@ pub(super) struct Pair {
 }
 
 /// Where the channels of values with a scale for each are, counted from the end, by name: not the last axis.
-pub(super) fn channel_axes(graph: &Graph, shapes: &Shapes, plan: &QuantPlan) -> BTreeMap<String, usize> {
-    let ptf = plan.sites.iter().filter(|s| !s.site.weight && !matches!(s.scheme, Scheme::Affine { .. }));
+pub(super) fn channel_axes(graph: &Graph, shapes: &Shapes, sites: &[SitePlan]) -> BTreeMap<String, usize> {
+    let ptf = sites.iter().filter(|s| !s.site.weight && !matches!(s.scheme, Scheme::Affine { .. }));
     let values = ptf.flat_map(|s| &s.site.values).filter_map(|name| Some((name, graph.value(name)?)));
     let axes = values.map(|(name, value)| (name.clone(), shapes.channels_from_end(graph, value)));
     axes.filter(|(_, from_end)| *from_end != 1).collect()

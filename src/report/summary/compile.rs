@@ -50,6 +50,8 @@ pub struct Lowered {
     pub biases: usize,
     /// Custom integer ops.
     pub custom_ops: usize,
+    /// Operators that compute only the rows that are read of them.
+    pub narrowed: usize,
     /// What could not be done as planned.
     pub notes: Vec<String>,
 }
@@ -178,10 +180,13 @@ impl Display for CompileSummary {
         self.fmt_sites(f)?;
         self.fmt_search(f)?;
         let l = &self.lowered;
-        let graph = format!(
+        let mut graph = format!(
             "{} Q/DQ pairs, {} integer constants, {} int32 biases, {} custom ops",
             l.pairs, l.weights, l.biases, l.custom_ops
         );
+        if l.narrowed > 0 {
+            graph.push_str(&format!("; {} operators compute only the rows that are read", l.narrowed));
+        }
         row(f, "Graph", &graph)?;
         l.notes.iter().chain(&self.notes).try_for_each(|n| entry(f, n))?;
         self.fmt_quality(f)?;
