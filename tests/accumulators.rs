@@ -137,9 +137,28 @@ fn a_product_stays_an_accumulator_only_for_a_sum_with_codes() {
     assert_eq!(accumulated("p = MatMul (x, w)\n  f = Sin (x)\n  y = Add (f, p)", y), (1, vec![]));
 }
 
+/// What is left in float leaves no accumulator: what is multiplied, what else is added, the sum.
+#[test]
+fn without_codes_on_every_side_a_product_has_its_own() {
+    for (float, product) in [
+        ("extra_layer: {input: {float: true}}", "patch_embed"),
+        ("extra_layer: {embed: {float: true}}", "patch_embed"),
+        ("extra_layer: {embed: {float: true}}", "blocks.0.attn_proj_output"),
+        ("residual_layer: {residual1: {float: true}}", "blocks.0.attn_proj_output"),
+        ("residual_layer: {residual1: {float: true}}", "blocks.0.mlp_act2"),
+        ("attn_layer: {mlp_act: {float: true}}", "blocks.0.mlp_act2"),
+        ("layers: {mlp_fc2: {float: true}}", "blocks.0.mlp_act2"),
+    ] {
+        let (_, plan, _) = lowered(&variant(float), Target::Integer);
+        assert!(matches!(plan.site(product).unwrap().scheme, Scheme::Ptf { .. }), "{float}: {product}");
+    }
+}
+
 #[test]
 fn a_product_of_floats_leaves_the_sum_in_float_and_that_is_noted() {
-    let (model, _, report) = lowered(&variant("extra_layer: {input: {float: true}}"), Target::Integer);
+    let (mut model, mut plan) = planned(&preset("int8"), Target::Integer);
+    plan.sites.retain(|s| s.name != "input");
+    let report = lower(&mut model, &plan).unwrap();
     assert!(report.notes.iter().any(|n| n.contains("it multiplies floats")), "{report:?}");
     assert_eq!(constant(&model, "position").dtype, DType::F32);
 }

@@ -147,7 +147,7 @@ fn a_range_that_is_far_too_wide_is_found_and_corrected() {
     assert_eq!(worst.site, name);
     let float = b.float();
     let mut walk = Walk::new(&float, float.float()).unwrap();
-    let changes = refine(&mut walk, &mut b.plan, &found, &()).unwrap();
+    let changes = refine(&mut walk, &mut b.plan, &found, 0.005, &()).unwrap();
     let change = changes.iter().find(|c| c.site == name).unwrap();
     assert!(change.after < change.before / 16.0, "{change:?}");
     let site = b.plan.site(name).unwrap();

@@ -7,7 +7,7 @@ use common::block::*;
 use vitq::ir::Model;
 use vitq::ir::text::{PrintOptions, parse_model, print_model};
 use vitq::lower::{LowerReport, lower};
-use vitq::quant::{Target, make_plan};
+use vitq::quant::{Scheme, Target, make_plan};
 use vitq::runtime::tract::{Engine, EngineOptions};
 use vitq::{canon, vit};
 
@@ -32,14 +32,19 @@ fn lowered_text(text: &str, target: Target) -> (Model, LowerReport) {
 
 /// A few operators on the image's rows, `w` of 4 × 4, a bias `b` for each channel and one number `p` for each element.
 fn rows(nodes: &str, output: &str) -> (Model, LowerReport) {
-    let tensors = [("w", &[4, 4][..]), ("b", &[4]), ("p", &[1, 1, 4, 4])].map(|(name, shape)| tensor(name, shape, 1.0));
+    rows_for(nodes, output, Target::Integer)
+}
+
+fn rows_for(nodes: &str, output: &str, target: Target) -> (Model, LowerReport) {
+    let tensors = [("w", &[4, 4][..]), ("b", &[4]), ("p", &[1, 1, 4, 4]), ("k", &[1, 1, 3, 3])]
+        .map(|(name, shape)| tensor(name, shape, 1.0));
     let text = format!(
         "<ir_version: 9, opset_import: [\"\" : 20]>\ng (float[1, 1, 4, 4] image) => ({output})\n\
-         <int64 one = {{1}}, int64 three = {{3}}, int64[2] both = {{1, 3}},\n int64[4] cut = {{1, 4, 2, 2}}, int64[4] flat = {{1, 1, -1, 4}},\n{}>\n\
+         <int64 first = {{0}}, int64 one = {{1}}, int64[3] heads = {{1, 2, 2}}, int64 three = {{3}}, int64[2] both = {{1, 3}},\n int64[5] cut = {{1, 1, 4, 2, 2}}, int64[4] whole = {{1, 1, 4, 4}}, int64[4] left = {{1, 1, -1, 4}},\n{}>\n\
          {{\n  {nodes}\n}}",
         tensors.join(",\n")
     );
-    lowered_text(&text, Target::Integer)
+    lowered_text(&text, target)
 }
 
 const ROW: &str = "float[1, 1, 4] y";
@@ -71,8 +76,7 @@ fn the_last_block_computes_the_class_token_alone_and_the_same_numbers() {
 #[test]
 fn what_is_picked_of_a_site_has_its_codes() {
     let (model, plan, report) = lowered(&preset("int8"), Target::Integer);
-    let site = plan.site("embed").unwrap();
-    assert!(!site.site.values.iter().any(|v| v == "x_read"));
+    assert!(matches!(plan.site("embed").unwrap().scheme, Scheme::Ptf { .. }));
     let of = |name: &str| model.graph.constant(model.graph.value(name).unwrap()).unwrap().clone();
     for parameter in ["scale", "zero_point"] {
         assert_eq!(of(&format!("x_read_{parameter}")), of(&format!("x_{parameter}")));
@@ -109,6 +113,23 @@ fn rows_are_picked_before_the_first_operator_that_makes_them_alone() {
     // A constant with a row for each is stored as it is, and a Softmax over rows reads all of them.
     assert_eq!(picked("m = MatMul (image, w)\n  a = Add (m, p)\n  r = Relu (a)\n  y = Gather <axis = 2> (r, one)", ROW), (1, 1));
     assert_eq!(picked("m = MatMul (image, w)\n  r = Softmax <axis = 2> (m)\n  y = Gather <axis = 2> (r, one)", ROW), (0, 0));
+    // Channels are cut and joined; a size that stands for whatever is left may not be the rows'.
+    let cut = |back: &str| {
+        format!("{linear}  c = Reshape (r, cut)\n  d = Sigmoid (c)\n  e = Reshape (d, {back})\n  y = Gather <axis = 2> (e, one)")
+    };
+    assert_eq!(picked(&cut("whole"), ROW), (6, 1));
+    assert_eq!(picked(&cut("left"), ROW), (0, 0));
+    // Of what a convolution makes no rows are made alone, but of its sum.
+    let sum = "c = Conv <pads = [1, 1, 1, 1]> (image, k)\n  s = Add (image, c)\n";
+    assert_eq!(picked(&format!("{sum}  y = Gather <axis = 2> (s, one)"), ROW), (1, 2));
+    // The second axis are its channels.
+    assert_eq!(
+        picked(&format!("{sum}  y = Gather <axis = 1> (c, first)\n  z = Relu (s)"), "float[1, 4, 4] y, float[1, 1, 4, 4] z"),
+        (0, 0)
+    );
+    // A head that picks one of several rows of its own does not hide the tokens.
+    let heads = format!("{linear}  t = Gather <axis = 2> (r, one)\n  h = Reshape (t, heads)\n  y = Gather <axis = 1> (h, one)");
+    assert_eq!(picked(&heads, "float[1, 2] y"), (3, 1));
     // Rows are read elsewhere too.
     let more = "float[1, 1, 4] y, float[1, 1, 4, 4] z";
     assert_eq!(picked(&format!("{linear}  y = Gather <axis = 2> (r, one)\n  z = MatMul (r, w)"), more), (0, 0));
@@ -119,11 +140,16 @@ fn rows_are_picked_before_the_first_operator_that_makes_them_alone() {
 
 #[test]
 fn picked_rows_are_the_rows() {
-    let linear = "m = MatMul (image, w)\n  a = Add (m, b)\n  r = Relu (a)\n";
-    let tail = "  s = Gather <axis = 2> (r, one)\n  t = Gather <axis = 2> (r, three)\n  y = Sub (s, t)";
-    let (some, report) = rows(&format!("{linear}{tail}"), ROW);
-    assert_eq!(report.narrowed, 3);
-    let (all, report) = rows(&format!("{linear}{tail}"), "float[1, 1, 4] y, float[1, 1, 4, 4] r");
-    assert_eq!(report.narrowed, 0);
-    assert_eq!(logits(&some), logits(&all));
+    let linear = "m = MatMul (image, w)\n  a = Add (m, b)\n  r = Relu (a)\n  c = Reshape (r, cut)\n  d = Sigmoid (c)\n  e = Reshape (d, whole)\n";
+    let tail = "  s = Gather <axis = 2> (e, one)\n  t = Gather <axis = 2> (e, three)\n  y = Sub (s, t)";
+    let sum = "c = Conv <pads = [1, 1, 1, 1]> (image, k)\n  s = Add (image, c)\n  y = Gather <axis = 2> (s, three)";
+    for target in [Target::Integer, Target::OnnxRuntime] {
+        for (nodes, kept, narrowed) in [(format!("{linear}{tail}"), "e", 6), (sum.to_owned(), "s", 1)] {
+            let (some, report) = rows_for(&nodes, ROW, target);
+            assert_eq!(report.narrowed, narrowed, "{target}: {nodes}");
+            let (all, report) = rows_for(&nodes, &format!("{ROW}, float[1, 1, 4, 4] {kept}"), target);
+            assert_eq!(report.narrowed, 0);
+            assert_eq!(logits(&some), logits(&all), "{target}: {nodes}");
+        }
+    }
 }

@@ -13,7 +13,7 @@ use crate::quant::tables::lut::{Activation, activation_table, channel_tables};
 use crate::quant::tables::{Affine, CodeType, Ptf, TableError};
 
 /// Rewrites every operator whose input and output are quantised as the op needs them.
-/// `shapes` are those of the graph before lowering.
+/// `shapes` are those of the graph before any value had codes.
 pub(super) fn lower(
     edit: &mut Edit<'_>,
     quantised: &Quantised,

@@ -87,11 +87,12 @@ pub enum LowerError {
 pub fn lower(model: &mut Model, plan: &QuantPlan) -> Result<LowerReport, LowerError> {
     let mut report = LowerReport::default();
     let mut edit = Edit::new(&mut model.graph);
-    edit.clear_value_infos();
     let mut sites = plan.sites.clone();
     let whole = shape::infer(&edit, CANONICAL_OPSET);
     report.narrowed = unread::lower(&mut edit, &whole, &mut sites);
-    let shapes = shape::infer(&edit, CANONICAL_OPSET);
+    // What the file says of shapes fills the gaps of inference.
+    let shapes = if report.narrowed == 0 { whole } else { shape::infer(&edit, CANONICAL_OPSET) };
+    edit.clear_value_infos();
     let axes = qdq::channel_axes(&edit, &shapes, &sites);
     let mut quantised = qdq::Quantised::default();
     let coded = || sites.iter().filter(|s| s.scheme != Scheme::Accumulator);

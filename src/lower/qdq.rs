@@ -146,7 +146,7 @@ pub(super) fn lower_constant(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Qua
 }
 
 /// Puts a Q/DQ pair behind every value of a site; the number of pairs.
-/// `shapes` are those of the graph before lowering.
+/// `shapes` are those of the graph before any value had codes.
 pub(super) fn lower_values(
     edit: &mut Edit<'_>,
     site: &SitePlan,

@@ -15,7 +15,7 @@ use crate::ir::{AttrValue, DType, Edit, NewOp, NodeId, Tensor, Value};
 const ELEMENTWISE: [&str; 8] = ["QuantizeLinear", "DequantizeLinear", "Clip", "Gelu", "Relu", "Sigmoid", "Tanh", "HardSwish"];
 
 /// Rewrites every Linear whose input, weights and bias, if any, are integers of 8, 8 and 32 bits, and of whose output no more than one size is
-/// unknown. `shapes` are those of the graph before lowering.
+/// unknown. `shapes` are those of the graph before any value had codes.
 pub(super) fn lower(edit: &mut Edit<'_>, quantised: &Quantised, shapes: &Shapes) {
     let by_dq: BTreeMap<Value, &Pair> = quantised.values.values().map(|p| (p.dequantised, p)).collect();
     let mut rows = Rows { shapes, known: BTreeMap::new() };

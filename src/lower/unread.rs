@@ -18,13 +18,10 @@ const BINARY: [&str; 4] = ["Add", "Sub", "Mul", "Div"];
 /// Picks the rows early that are all that is read of a value later. What is picked of a site's values becomes one of them, so that it has
 /// their codes. Gives the number of operators that have less to do.
 pub(super) fn lower(edit: &mut Edit<'_>, shapes: &Shapes, sites: &mut [SitePlan]) -> usize {
-    let Some(rows) = Picked::find(edit, shapes) else { return 0 };
-    let narrow = rows.narrow(edit, shapes);
-    if narrow.is_empty() {
-        return 0;
-    }
+    let Some((rows, narrow)) = Picked::find(edit, shapes) else { return 0 };
     let mut picked: BTreeMap<(Value, usize), Value> = BTreeMap::new();
-    for (&value, &axis) in &narrow {
+    for value in edit.ops().into_iter().map(|node| Value { node, port: 0 }) {
+        let Some(&axis) = narrow.get(&value) else { continue };
         for (port, read) in reads(edit, shapes, value.node, axis, rows.of).into_iter().flatten().enumerate() {
             let (Read::Rows(axis), Some(input)) = (read, edit.input(value.node, port as u32)) else { continue };
             if !narrow.contains_key(&input) {
@@ -62,10 +59,15 @@ enum Read {
 }
 
 impl Picked {
-    /// The last value of which nothing but Gathers of single rows read some.
-    fn find(edit: &Edit<'_>, shapes: &Shapes) -> Option<Picked> {
+    /// What is picked at the end and is worth it: of the last value of which nothing but Gathers of single rows read some, and whose
+    /// operator can make them alone. With the values that need only these rows then.
+    fn find(edit: &Edit<'_>, shapes: &Shapes) -> Option<(Picked, BTreeMap<Value, usize>)> {
         let gathers: Vec<NodeId> = edit.ops().into_iter().filter(|&id| edit.is_op(id, "Gather")).collect();
-        gathers.into_iter().rev().find_map(|id| Picked::of(edit, shapes, edit.input(id, 0)?))
+        gathers.into_iter().rev().find_map(|id| {
+            let rows = Picked::of(edit, shapes, edit.input(id, 0)?)?;
+            let narrow = rows.narrow(edit, shapes);
+            (!narrow.is_empty()).then_some((rows, narrow))
+        })
     }
 
     fn of(edit: &Edit<'_>, shapes: &Shapes, from: Value) -> Option<Picked> {
@@ -85,8 +87,9 @@ impl Picked {
         let of = shape[axis].as_size()?;
         let first = found.iter().map(|f| f.2).min()?;
         let count = found.iter().map(|f| f.2).max()? + 1 - first;
-        // Channels are no rows.
-        let all = found.iter().all(|f| f.1 == axis) && axis + 1 < shape.len() && axis > 0;
+        // Channels are no rows, and neither are samples.
+        let channels = shape.len().checked_sub(shapes.channels_from_end(edit, from))?;
+        let all = found.iter().all(|f| f.1 == axis) && axis + 1 < shape.len() && axis > 0 && axis != channels;
         let by = found.into_iter().map(|(node, _, index)| (node, index)).collect();
         (all && count < of).then_some(Picked { axis, first, count, of, by })
     }
@@ -124,8 +127,9 @@ impl Picked {
         let bounds = [number("read_from", self.first), number("read_to", self.first + self.count), number("read_axis", axis)];
         let rows = edit.fresh_name(&format!("{name}_read"));
         let slice = edit.add(reader, NewOp::std("Slice", &rows).input(value).inputs(bounds));
-        // Log2 codes are a Softmax's own.
-        let coded = |s: &&mut SitePlan| s.rounds() && !matches!(s.scheme, Scheme::Log2 { .. }) && s.site.values.contains(&name);
+        // Log2 codes are a Softmax's own; an accumulator's rows are the accumulator's still.
+        let coded =
+            |s: &&mut SitePlan| !s.site.weight && !matches!(s.scheme, Scheme::Log2 { .. }) && s.site.values.contains(&name);
         if let Some(site) = sites.iter_mut().find(coded) {
             site.site.values.push(edit.value_name(slice).to_owned());
         }
@@ -161,6 +165,18 @@ fn normalised(index: i64, of: usize) -> Option<usize> {
 
 /// What an operator needs of each input for some of the `of` rows of its output; `None` for one that cannot make rows alone.
 fn reads(graph: &Graph, shapes: &Shapes, node: NodeId, axis: usize, of: usize) -> Option<Vec<Read>> {
+    let outputs = graph.get(node)?.outputs.len() as u32;
+    let read = |value: Value| !graph.uses(value).is_empty() || graph.is_output(value);
+    if (1..outputs).any(|port| read(Value { node, port })) {
+        return None;
+    }
+    let reads = reads_of_first_output(graph, shapes, node, axis, of)?;
+    // Constants are stored as they are.
+    let stored = |port: usize| graph.input(node, port as u32).is_some_and(|v| graph.constant(v).is_some());
+    (!reads.iter().enumerate().any(|(port, read)| *read != Read::Whole && stored(port))).then_some(reads)
+}
+
+fn reads_of_first_output(graph: &Graph, shapes: &Shapes, node: NodeId, axis: usize, of: usize) -> Option<Vec<Read>> {
     let op = graph.op(node)?;
     let out = shapes.shape(Value { node, port: 0 })?;
     let inputs = graph.inputs_of(node);
@@ -178,7 +194,7 @@ fn reads(graph: &Graph, shapes: &Shapes, node: NodeId, axis: usize, of: usize) -
     if is(&ELEMENTWISE) {
         return of_first(axis);
     }
-    if is(&["LayerNormalization", "Softmax"]) {
+    if is(&["LayerNormalization", "RMSNormalization", "Softmax"]) {
         let over = normalised(op.attrs.int("axis").unwrap_or(-1), out.len())?;
         return (over > axis).then(|| of_first(axis))?;
     }
@@ -205,12 +221,22 @@ fn reads(graph: &Graph, shapes: &Shapes, node: NodeId, axis: usize, of: usize) -
             let Some(at) = (axis + own.len()).checked_sub(out.len()) else { return Some(Read::Whole) };
             match own[at].as_size()? {
                 1 => Some(Read::Whole),
-                // Constants are stored as they are.
-                n if n == of && graph.constant(inputs[port]?).is_none() => Some(Read::Rows(at)),
+                n if n == of => Some(Read::Rows(at)),
                 _ => None,
             }
         };
         let reads = [operand(0)?, operand(1)?];
+        // A bias stays with its product.
+        let together = |port: usize| {
+            let value = inputs[port]?;
+            let biased = inputs[1 - port].is_some_and(|v| graph.constant(v).is_some());
+            let Read::Rows(at) = reads[port] else { return Some(()) };
+            let product = biased && (graph.is_op(value.node, "MatMul") || graph.is_op(value.node, "Conv"));
+            let apart = product && (graph.use_count(value) > 1 || self::reads(graph, shapes, value.node, at, of).is_none());
+            (!apart).then_some(())
+        };
+        together(0)?;
+        together(1)?;
         return reads.iter().any(|read| matches!(read, Read::Rows(_))).then(|| reads.to_vec());
     }
     None

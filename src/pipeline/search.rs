@@ -25,6 +25,11 @@ const WORTH_FLOAT: f64 = 0.05;
 const ENOUGH_DB: f64 = 24.0;
 /// Bits of a site that 8 do not suffice for.
 const WIDE: u8 = 16;
+/// Sites that do less than this share of all damage keep their ranges.
+const SHARE: f64 = 1.0 / 200.0;
+/// The same where products may stay in float: the worst have left then, and ranges that small damages ask for cost more on images that were
+/// not calibrated on than they bring.
+const SHARE_BESIDE_FLOAT: f64 = 1.0 / 50.0;
 
 /// Damages after changes.
 fn improve(damages: &mut [Damage], changes: &[Change]) {
@@ -256,7 +261,8 @@ impl Search<'_> {
     ) -> Result<Vec<Change>, PipelineError> {
         let mut walk = self.walk(objective, background)?;
         let bar = (self.progress)("changing ranges");
-        refine(&mut walk, plan, damages, &*bar).map_err(|e| self.failed(e))
+        let share = if self.target.has_custom_ops() { SHARE } else { SHARE_BESIDE_FLOAT };
+        refine(&mut walk, plan, damages, share, &*bar).map_err(|e| self.failed(e))
     }
 
     pub(super) fn walk<'o>(&self, objective: &'o Objective, background: Assignment) -> Result<Walk<'o>, PipelineError> {

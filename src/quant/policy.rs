@@ -12,7 +12,7 @@ use crate::calib::{Error as CalibError, Range, Stats, TapSpec, ValueStats};
 use crate::config::schema::{CalibrationMode, Config, Key, Method, Observer as ObserverKind, SiteConfig, Source};
 use crate::ir::Tensor;
 use crate::parallel;
-use crate::vit::{Norm, Site, SiteRef};
+use crate::vit::{Accumulated, Norm, Site, SiteRef};
 
 /// What a plan needs to know of a model, besides its statistics.
 #[derive(Debug, Clone)]
@@ -23,8 +23,8 @@ pub struct ModelFacts {
     pub sites: Vec<SiteRef>,
     /// Full names of the sites that a MatMul or convolution reads.
     pub multiplied: BTreeSet<String>,
-    /// Full names of the sites whose sum can be made in a product's accumulator, each with the name of the product's site.
-    pub accumulated: BTreeMap<String, String>,
+    /// Full names of the sites whose sum can be made in a product's accumulator.
+    pub accumulated: BTreeMap<String, Accumulated>,
     /// What is around the sites that are a LayerNorm's output which only Linears read, by their full names.
     pub norms: BTreeMap<String, Norm>,
     /// Sites whose channels' scales stand in the constants already.
@@ -155,12 +155,14 @@ fn decide(facts: &ModelFacts, stats: &Stats, site: &SiteRef, config: &Config, ta
     planned.map(|site| Decided::Codes(Box::new(site)))
 }
 
-/// Whether a site needs no codes of its own, as the configuration of the product's site says.
+/// Whether a site needs no codes of its own, as the configuration of the product's site says, and all around it has some.
 fn is_accumulated(facts: &ModelFacts, site: &SiteRef, config: &Config, target: Target) -> bool {
-    let product = facts.accumulated.get(&site.full_name()).filter(|_| target.keeps_accumulators());
-    let product = product.and_then(|name| facts.sites.iter().find(|s| s.full_name() == *name));
-    let cfg = product.map(|p| config.resolve(p.block, p.site.name()));
-    cfg.is_some_and(|cfg| cfg.keep_accumulator && !cfg.float)
+    let Some(found) = facts.accumulated.get(&site.full_name()).filter(|_| target.keeps_accumulators()) else { return false };
+    let of = |name: &String| {
+        let site = facts.sites.iter().find(|s| s.full_name() == *name)?;
+        Some(config.resolve(site.block, site.site.name())).filter(|cfg| !cfg.float)
+    };
+    of(&found.product).is_some_and(|cfg| cfg.keep_accumulator) && found.beside.iter().all(|name| of(name).is_some())
 }
 
 fn accumulator(facts: &ModelFacts, stats: &Stats, site: &SiteRef) -> Result<SitePlan, PolicyError> {

@@ -24,7 +24,8 @@ pub fn scaled(site: &SitePlan, steps: i32) -> Option<Candidate> {
             let seen = lo.abs().max(hi.abs());
             // The bound on magnitudes that the codes have now.
             let bound = real(low).abs().max(real(high).abs()).min(seen) * factor;
-            if bound > seen * STEP || bound < seen * SMALLEST {
+            // Beyond what was seen there is nothing; a range that ends just below it may still grow to it.
+            if bound >= seen * STEP || bound < seen * SMALLEST {
                 return None;
             }
             let bound = bound.min(seen);

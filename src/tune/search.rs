@@ -8,8 +8,6 @@ use crate::runtime::tract::EngineError;
 
 /// A site's damage must fall by this share for its range to be changed.
 const WORTH: f64 = 0.05;
-/// Sites that do less than this share of all damage are left as they are.
-const SHARE: f64 = 1.0 / 200.0;
 /// The widest channels are clipped by no more halvings.
 const CAPS: u8 = 4;
 
@@ -58,7 +56,7 @@ pub fn damages(walk: &mut Walk<'_>, plan: &QuantPlan, progress: &dyn Progress) -
     Ok(out)
 }
 
-/// Changes the ranges of those sites that do most of the damage, where that makes it less.
+/// Changes the ranges of those sites that do more than a share of all damage, where that makes it less.
 ///
 /// # Errors
 /// When an operator fails.
@@ -66,10 +64,11 @@ pub fn refine(
     walk: &mut Walk<'_>,
     plan: &mut QuantPlan,
     damages: &[Damage],
+    share: f64,
     progress: &dyn Progress,
 ) -> Result<Vec<Change>, EngineError> {
     let all: f64 = damages.iter().map(|d| d.noise).sum();
-    let chosen: Vec<&Damage> = damages.iter().filter(|d| d.noise > all * SHARE).collect();
+    let chosen: Vec<&Damage> = damages.iter().filter(|d| d.noise > all * share).collect();
     let mut changes = Vec::new();
     for (i, damage) in chosen.iter().enumerate() {
         let Some(site) = plan.sites.iter_mut().find(|s| s.name == damage.site) else { continue };

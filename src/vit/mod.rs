@@ -41,15 +41,24 @@ pub struct Vit {
     #[serde(skip)]
     pub multiplied: BTreeSet<String>,
     /// Full names of the sites that are a product's own output which nothing but additions read, and of the constants added: the sum
-    /// could be made in the accumulator. To each the name of the product's site.
+    /// could be made in the accumulator.
     #[serde(skip)]
-    pub accumulated: BTreeMap<String, String>,
+    pub accumulated: BTreeMap<String, Accumulated>,
     /// Full names of the sites that are a LayerNorm's output which nothing but Linears read, and what is around each.
     #[serde(skip)]
     pub norms: BTreeMap<String, Norm>,
     /// Where a block was all but matched, and what was not found around them.
     #[serde(skip)]
     pub near_misses: Vec<NearMiss>,
+}
+
+/// What an accumulator is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accumulated {
+    /// Full name of the product's own site.
+    pub product: String,
+    /// Full names of the sites without whose codes there is none: what is multiplied, what else is added, and the sums.
+    pub beside: Vec<String>,
 }
 
 /// Recognises the blocks and lists all sites.
@@ -84,8 +93,8 @@ fn accumulated(
     graph: &Graph,
     site: &SiteRef,
     sites: &[SiteRef],
-    taken: &BTreeMap<String, String>,
-) -> Option<Vec<(String, String)>> {
+    taken: &BTreeMap<String, Accumulated>,
+) -> Option<Vec<(String, Accumulated)>> {
     let values: BTreeSet<Value> = site.values.iter().filter_map(|v| graph.value(v)).collect();
     let first = graph.value(site.values.first()?)?;
     let biased = graph.is_op(first.node, "Add") && graph.constant(graph.input(first.node, 1)?).is_some();
@@ -104,16 +113,19 @@ fn accumulated(
     let carries = |id: NodeId| values.contains(&Value { node: id, port: 0 }) || graph.is_op(id, "Shape");
     let readers: Vec<_> = values.iter().flat_map(|&v| graph.uses(v)).filter(|u| !carries(u.node)).collect();
     let mut found = vec![site.full_name()];
+    let mut beside = vec![of(graph.input(product, 0)?, false)?.full_name(), of(graph.input(product, 1)?, true)?.full_name()];
     for reader in &readers {
         let other = graph.input(reader.node, 1 - reader.port.min(1)).filter(|_| graph.is_op(reader.node, "Add"))?;
         if graph.constant(other).is_some() {
             found.push(of(other, true)?.full_name());
         } else {
             let coded = of(other, false).filter(|s| !values.contains(&other) && !taken.contains_key(&s.full_name()));
-            coded.and(of(Value { node: reader.node, port: 0 }, false))?;
+            beside.push(coded?.full_name());
         }
+        beside.push(of(Value { node: reader.node, port: 0 }, false)?.full_name());
     }
-    (!readers.is_empty()).then(|| found.into_iter().map(|name| (name, site.full_name())).collect())
+    let accumulated = Accumulated { product: site.full_name(), beside };
+    (!readers.is_empty()).then(|| found.into_iter().map(|name| (name, accumulated.clone())).collect())
 }
 
 fn is_multiplied(graph: &Graph, value: &str) -> bool {

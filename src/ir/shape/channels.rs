@@ -11,11 +11,11 @@ impl Shapes {
         if graph.is_op(value.node, "Conv") {
             return self.rank(value).map_or(LAST, |rank| rank.saturating_sub(1).max(LAST));
         }
-        let moves = ["Reshape", "Flatten", "Transpose"].iter().any(|op| graph.is_op(value.node, op));
+        let moves = ["Reshape", "Flatten", "Transpose", "Slice"].iter().any(|op| graph.is_op(value.node, op));
         let Some(input) = graph.input(value.node, 0).filter(|_| moves) else { return LAST };
         let from_end = self.channels_from_end(graph, input);
-        if from_end == LAST {
-            return LAST;
+        if from_end == LAST || graph.is_op(value.node, "Slice") {
+            return from_end;
         }
         let (Some(before), Some(after)) = (self.shape(input), self.shape(value)) else { return LAST };
         let axis = before.len() - from_end.min(before.len());

@@ -129,7 +129,8 @@ pub fn quantised(plan: &QuantPlan) -> Vec<SchemeCount> {
     let mut counts: BTreeMap<(usize, &'static str, u8), usize> = BTreeMap::new();
     for site in &plan.sites {
         let name = name(&site.scheme);
-        let place = ["weight", "affine", "ptf", "codebook", "log2"].iter().position(|n| *n == name).unwrap_or_default();
+        let place =
+            ["weight", "affine", "ptf", "codebook", "log2", "accumulator"].iter().position(|n| *n == name).unwrap_or_default();
         *counts.entry((place, name, site.scheme.bits())).or_default() += 1;
     }
     counts.into_iter().map(|((_, scheme, bits), sites)| SchemeCount { scheme, bits, sites }).collect()
