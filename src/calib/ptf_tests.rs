@@ -175,9 +175,12 @@ proptest! {
         let options = PtfOptions { bits, max_exponent: 7, search: true, own_zero_points: false, mantissa_bits: 0, shared: 0.0 };
         let one = fit(&histograms, range, &[], options).unwrap();
         let own = fit(&histograms, range, &[], PtfOptions { own_zero_points: true, ..options }).unwrap();
-        prop_assert!(own.squared_error <= one.squared_error * 1.02, "{} against {}", own.squared_error, one.squared_error);
+        // Either search tries bases a quarter of an octave apart, from a start of its own: one may lie an eighth of an octave
+        // off the other's best, and errors go with the square of the scale.
+        let luck = 2f64.powf(0.25);
+        prop_assert!(own.squared_error <= one.squared_error * luck, "{} against {}", own.squared_error, one.squared_error);
         let (one_raw, own_raw) = (total(&channels, &one.ptf, bits), total(&channels, &own.ptf, bits));
-        prop_assert!(own_raw <= one_raw * 1.1, "{own_raw} against {one_raw}");
+        prop_assert!(own_raw <= one_raw * luck * 1.1, "{own_raw} against {one_raw}");
         let top = (1i32 << bits) - 1;
         prop_assert!(own.ptf.zero_points.iter().all(|z| (0..=top).contains(z)));
         // Channels on both sides of zero: one zero point leaves each half of the codes, which is at least a bit.
