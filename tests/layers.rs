@@ -179,7 +179,7 @@ fn within(path: &str, module: &str) -> bool {
 fn home(path: &str) -> &str {
     match path {
         "quant::QuantPlan" | "quant::PlanError" => "quant::plan",
-        "vit::Site" | "vit::SiteRef" | "vit::Section" => "vit::site",
+        "vit::Site" | "vit::SiteRef" | "vit::Section" | "vit::Accumulated" => "vit::site",
         "vit::Norm" => "vit::norm",
         path => path,
     }

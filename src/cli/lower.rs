@@ -39,8 +39,12 @@ pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
     emit(&args.model, &mut model, &args.output)?;
     report.notes.iter().for_each(|n| terminal.note(n));
     let out = args.output.output.display();
+    let narrowed = match report.narrowed {
+        0 => String::new(),
+        n => format!(", {n} operators of the rows that are read alone"),
+    };
     terminal.summary(&format_args!(
-        "{} Q/DQ pairs, {} integer constants, {} int32 biases, {} custom ops, written to {out}\n",
+        "{} Q/DQ pairs, {} integer constants, {} int32 biases, {} custom ops{narrowed}, written to {out}\n",
         report.pairs, report.weights, report.biases, report.custom_ops
     ))
 }

@@ -20,7 +20,7 @@ pub use general::General;
 pub use mlp::Mlp;
 pub use norm::Norm;
 pub use parts::Linear;
-pub use site::{Section, Site, SiteRef};
+pub use site::{Accumulated, Section, Site, SiteRef};
 pub use spelling::PartForm;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,15 +50,6 @@ pub struct Vit {
     /// Where a block was all but matched, and what was not found around them.
     #[serde(skip)]
     pub near_misses: Vec<NearMiss>,
-}
-
-/// What an accumulator is of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Accumulated {
-    /// Full name of the product's own site.
-    pub product: String,
-    /// Full names of the sites without whose codes there is none: what is multiplied, what else is added, and the sums.
-    pub beside: Vec<String>,
 }
 
 /// Recognises the blocks and lists all sites.

@@ -184,3 +184,12 @@ impl SiteRef {
         value.map_or("", String::as_str)
     }
 }
+
+/// What an accumulator is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accumulated {
+    /// Full name of the product's own site.
+    pub product: String,
+    /// Full names of the sites without whose codes there is none: what is multiplied, what else is added, and the sums.
+    pub beside: Vec<String>,
+}
