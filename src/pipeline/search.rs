@@ -27,9 +27,9 @@ const ENOUGH_DB: f64 = 24.0;
 const WIDE: u8 = 16;
 /// Sites that do less than this share of all damage keep their ranges.
 const SHARE: f64 = 1.0 / 200.0;
-/// The same where products may stay in float: the worst have left then, and ranges that small damages ask for cost more on images that were
-/// not calibrated on than they bring.
-const SHARE_BESIDE_FLOAT: f64 = 1.0 / 50.0;
+/// The same where the worst may leave, to float or to more bits: beside float, ranges that small damages ask for cost more on images that
+/// were not calibrated on than they bring, and beside 16 bits they bring little for their time (docs/accuracy.md).
+const SHARE_OF_THE_REST: f64 = 1.0 / 50.0;
 
 /// Damages after changes.
 fn improve(damages: &mut [Damage], changes: &[Change]) {
@@ -261,7 +261,8 @@ impl Search<'_> {
     ) -> Result<Vec<Change>, PipelineError> {
         let mut walk = self.walk(objective, background)?;
         let bar = (self.progress)("changing ranges");
-        let share = if self.target.has_custom_ops() { SHARE } else { SHARE_BESIDE_FLOAT };
+        let worst_leave = !self.target.has_custom_ops() || self.config.search.widens();
+        let share = if worst_leave { SHARE_OF_THE_REST } else { SHARE };
         refine(&mut walk, plan, damages, share, &*bar).map_err(|e| self.failed(e))
     }
 
