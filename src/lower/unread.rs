@@ -1,8 +1,8 @@
 //! Rows that nothing reads are not computed.
 //!
 //! The head of most Vision Transformers reads the class token alone. What the last block makes of the patches is then read by nobody, but for
-//! keys and values: the rows are picked behind those instead of before the head, and most of a block is saved. The same numbers are
-//! computed as before, fewer of them.
+//! keys and values: the rows are picked behind those instead of before the head, and most of a block is saved. The same sums are
+//! made as before, fewer of them; where they are of floats, a runtime may make those of one row in another order than those of many.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -20,9 +20,11 @@ pub struct Widening {
 
 impl std::fmt::Display for Widening {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let percent = self.share * 100.0;
+        let share = if percent < 0.5 { "less than 1 %".to_owned() } else { format!("{percent:.0} %") };
         match self.bits {
-            Some(bits) => write!(f, "{bits} bits: with fewer it does {:.0} % of all damage at the outputs", self.share * 100.0),
-            None => write!(f, "float: in integers it does {:.0} % of all damage at the outputs", self.share * 100.0),
+            Some(bits) => write!(f, "{bits} bits: with fewer it does {share} of all damage at the outputs"),
+            None => write!(f, "float: in integers it does {share} of all damage at the outputs"),
         }
     }
 }
@@ -160,4 +162,17 @@ pub fn leave_in_float(
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_share_is_not_called_none() {
+        let said = |share, bits| Widening { site: "embed".into(), bits, share }.to_string();
+        assert_eq!(said(0.004, Some(16)), "16 bits: with fewer it does less than 1 % of all damage at the outputs");
+        assert_eq!(said(0.006, None), "float: in integers it does 1 % of all damage at the outputs");
+        assert_eq!(said(0.93, None), "float: in integers it does 93 % of all damage at the outputs");
+    }
 }
