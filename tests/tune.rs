@@ -100,15 +100,34 @@ fn what_comes_behind_a_cut_can_be_run_alone() {
     let mut prefix = float.prefix(&all, 0).unwrap();
     for cut in 0..float.cuts() {
         prefix = float.advance(&prefix, &all, cut).unwrap();
-        assert!(float.outputs_from(&prefix, &all).unwrap() == whole, "cut {cut}");
+        let apart = float.distance_from(&prefix, &all, &whole, f64::INFINITY).unwrap();
+        assert_eq!(apart.map(|d| d.noise), Some(0.0), "cut {cut}");
     }
     let late = float.cut_before("blocks.3.mlp_act");
     assert!(late > float.cut_before("blocks.0.norm1"));
     let prefix = float.prefix(&all, late).unwrap();
     let mut other = all.clone();
     float.set(&mut other, "blocks.3.mlp_act", None);
-    let found = float.outputs_from(&prefix, &other).unwrap();
-    assert!(found != whole && found == float.outputs(&other).unwrap());
+    let apart = |reference: &[Vec<f32>]| float.distance_from(&prefix, &other, reference, f64::INFINITY).unwrap().unwrap().noise;
+    assert!(apart(&whole) > 0.0 && apart(&float.outputs(&other).unwrap()) == 0.0);
+}
+
+#[test]
+fn noise_is_told_only_below_its_bound() {
+    let b = Bench::int8(Target::Integer);
+    for threads in [1, 3] {
+        let source = &b.digits.source;
+        let float = source.objective(b.plan.target, &b.inputs, &b.digits.options, threads).unwrap();
+        let mut walk = Walk::new(&float, float.float()).unwrap();
+        for site in b.plan.sites.iter().filter(|s| s.rounds()).step_by(5) {
+            let codes = [(site.name.as_str(), Some(&site.scheme))];
+            let noise = walk.noise_of(&codes).unwrap();
+            for (bound, told) in [(noise * (1.0 + 1e-12), true), (noise, false), (noise / 2.0, false), (0.0, false)] {
+                let found = walk.noise_below(&codes, bound).unwrap();
+                assert_eq!(found, told.then_some(noise), "{}: {noise} below {bound}", site.name);
+            }
+        }
+    }
 }
 
 #[test]

@@ -80,6 +80,17 @@ pub enum LowerError {
     },
 }
 
+/// Has a canonical graph compute no rows that nothing reads, as [`lower`] does, and gives the number of operators with less to do. Values keep
+/// their names; what is known of shapes is forgotten.
+pub fn skip_unread_rows(edit: &mut Edit<'_>) -> usize {
+    let shapes = shape::infer(edit, CANONICAL_OPSET);
+    let narrowed = unread::lower(edit, &shapes, &mut []);
+    if narrowed > 0 {
+        edit.clear_value_infos();
+    }
+    narrowed
+}
+
 /// Applies a plan to a canonical model.
 ///
 /// # Errors

@@ -6,6 +6,7 @@ use super::{PipelineError, Samples, Source};
 use crate::calib::SampleSource;
 use crate::calib::run::Named;
 use crate::ir::Tensor;
+use crate::lower::skip_unread_rows;
 use crate::quant::{QuantPlan, Target};
 use crate::runtime::tract::EngineOptions;
 use crate::tune::objective::{Objective, fake_constants};
@@ -37,10 +38,11 @@ impl Source {
         source.with_constants(constants.map_err(|what| PipelineError::Input { path: self.path.clone(), what })?)
     }
 
-    /// What this source computes on the first samples (whole batches), and with which sites it can be changed as a target has them.
+    /// What this source computes on some samples, and with which sites it can be changed as a target has them. Rows that nothing reads are
+    /// not computed.
     ///
     /// # Errors
-    /// When the executor cannot run the model or a sample cannot be read.
+    /// When the executor cannot run the model.
     pub fn objective(
         &self,
         target: Target,
@@ -48,7 +50,10 @@ impl Source {
         options: &EngineOptions,
         threads: usize,
     ) -> Result<Objective, PipelineError> {
-        Objective::new(&self.model, &self.coded_sites(target), samples.to_vec(), options, threads)
+        let source = self.with_model(|edit| {
+            skip_unread_rows(edit);
+        })?;
+        Objective::new(&source.model, &self.coded_sites(target), samples.to_vec(), options, threads)
             .map_err(|source| PipelineError::Engine { path: self.path.clone(), source })
     }
 

@@ -45,11 +45,10 @@ enum Kind {
         linear: Vec<Linear>,
         nearest: Vec<f32>,
     },
-    /// `scale · 2^(−q / 2^fraction_bits)`, of which the code `top` is 0; `normalized`, over the sum of its row.
+    /// `scale · 2^(−q / steps)` by code, of which the highest is 0; `normalized`, over the sum of its row.
     Log2 {
         steps: f32,
-        top: f32,
-        scale: f32,
+        values: Vec<f32>,
         normalized: bool,
     },
     /// Held within ±bound, in float.
@@ -97,7 +96,9 @@ impl FakeQuant {
             Scheme::Log2 { bits, fraction_bits, scale, normalized } => {
                 let top = f32::from(1u16 << bits) - 1.0;
                 let steps = f32::from(1u16 << fraction_bits);
-                Some(FakeQuant(Kind::Log2 { steps, top, scale: *scale, normalized: *normalized }))
+                let value = |code: f32| if code < top { scale * (-code / steps).exp2() } else { 0.0 };
+                let values = (0..1u16 << bits).map(|code| value(f32::from(code))).collect();
+                Some(FakeQuant(Kind::Log2 { steps, values, normalized: *normalized }))
             }
             Scheme::Weight { .. } | Scheme::Accumulator => None,
         }
@@ -145,12 +146,14 @@ impl FakeQuant {
                 }
             }
             Kind::Clip { bound } => data.iter_mut().for_each(|x| *x = x.clamp(-bound, bound)),
-            Kind::Log2 { steps, top, scale, normalized } => {
+            Kind::Log2 { steps, ref values, normalized } => {
+                let top = values.len() as f32 - 1.0;
                 for row in data.chunks_mut(channels.max(1)) {
                     let mut sum = 0.0f32;
                     for x in row.iter_mut() {
                         let code = round_half_even((-x.log2() * steps).clamp(0.0, top));
-                        *x = if code < top { scale * (-code / steps).exp2() } else { 0.0 };
+                        // A whole number from 0 to the top; of NaN the code 0.
+                        *x = values.get(code as usize).copied().unwrap_or(code);
                         sum += *x;
                     }
                     if normalized && sum > 0.0 {

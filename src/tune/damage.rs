@@ -14,6 +14,8 @@ pub struct Walk<'a> {
     background: Assignment,
     /// What outputs are compared with.
     reference: Vec<Vec<f32>>,
+    /// Σ of its squares.
+    signal: f64,
     prefix: Prefix,
 }
 
@@ -34,7 +36,8 @@ impl<'a> Walk<'a> {
     /// When an operator fails.
     pub fn toward(objective: &'a Objective, background: Assignment, reference: Vec<Vec<f32>>) -> Result<Walk<'a>, EngineError> {
         let prefix = objective.prefix(&background, 0)?;
-        Ok(Walk { objective, background, reference, prefix })
+        let signal = Distance::between(&reference, &reference).signal;
+        Ok(Walk { objective, background, reference, signal, prefix })
     }
 
     /// Sites in the order in which this walk meets them.
@@ -57,6 +60,14 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// When an operator fails.
     pub fn noise_of(&mut self, sites: &[(&str, Option<&Scheme>)]) -> Result<f64, EngineError> {
+        Ok(self.noise_below(sites, f64::INFINITY)?.unwrap_or(f64::INFINITY))
+    }
+
+    /// The same if it is below a bound. Less is computed where it is not.
+    ///
+    /// # Errors
+    /// As [`Walk::noise`].
+    pub fn noise_below(&mut self, sites: &[(&str, Option<&Scheme>)], bound: f64) -> Result<Option<f64>, EngineError> {
         let cut = sites.iter().map(|(site, _)| self.objective.cut_before(site)).min().unwrap_or(0);
         if cut > self.prefix.cut {
             self.prefix = self.objective.advance(&self.prefix, &self.background, cut)?;
@@ -65,8 +76,9 @@ impl<'a> Walk<'a> {
         }
         let mut alone = self.background.clone();
         sites.iter().for_each(|(site, scheme)| self.objective.set(&mut alone, site, *scheme));
-        let outputs = self.objective.outputs_from(&self.prefix, &alone)?;
-        Ok(Distance::between(&self.reference, &outputs).ratio())
+        let most = bound * self.signal;
+        let found = self.objective.distance_from(&self.prefix, &alone, &self.reference, most)?;
+        Ok(found.map(Distance::ratio).filter(|&noise| noise < bound))
     }
 
     /// What a site does with these codes.

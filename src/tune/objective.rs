@@ -2,6 +2,7 @@
 //! model runs in the executor, and every site goes through its codes on the way.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter::Sum;
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use crate::calib::run::Named;
@@ -11,6 +12,9 @@ use crate::quant::fake::{FakeQuant, fake_constant};
 use crate::quant::{QuantPlan, Scheme};
 use crate::runtime::tract::{Engine, EngineError, EngineOptions, Schedule, Session, Snapshot};
 use crate::vit::SiteRef;
+
+/// Sums of floats in different orders differ by less than this part.
+const SLACK: f64 = 1e-9;
 
 /// What the outputs differ from the float model's by.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -24,8 +28,12 @@ pub struct Distance {
 impl Distance {
     /// Of outputs from a reference, sample by sample.
     pub fn between(reference: &[Vec<f32>], outputs: &[Vec<f32>]) -> Distance {
-        let pairs = reference.iter().zip(outputs).flat_map(|(a, b)| a.iter().zip(b));
-        let found = pairs.fold(Distance::default(), |d, (&a, &b)| {
+        reference.iter().zip(outputs).map(|(a, b)| Distance::of(a, b)).sum()
+    }
+
+    /// The same for one sample.
+    fn of(reference: &[f32], outputs: &[f32]) -> Distance {
+        let found = reference.iter().zip(outputs).fold(Distance::default(), |d, (&a, &b)| {
             let (a, b) = (f64::from(a), f64::from(b));
             Distance { signal: d.signal + a * a, noise: d.noise + (a - b) * (a - b) }
         });
@@ -41,6 +49,12 @@ impl Distance {
     /// noise / signal.
     pub fn ratio(self) -> f64 {
         self.noise / self.signal.max(f64::MIN_POSITIVE)
+    }
+}
+
+impl Sum for Distance {
+    fn sum<I: Iterator<Item = Distance>>(all: I) -> Distance {
+        all.fold(Distance::default(), |a, b| Distance { signal: a.signal + b.signal, noise: a.noise + b.noise })
     }
 }
 
@@ -197,19 +211,35 @@ impl Objective {
         })
     }
 
-    /// The same from a cut, before which the assignment is as it was when the prefix was made.
+    /// How far the outputs are from a reference, run from a cut, before which the assignment is as it was when the prefix was made.
+    /// `None` for noise above `most`, a bound to the last digits: samples that cannot change that are not run.
     ///
     /// # Errors
     /// When an operator fails.
-    pub fn outputs_from(&self, from: &Prefix, assignment: &Assignment) -> Result<Vec<Vec<f32>>, EngineError> {
-        self.each(|s, i| {
+    pub fn distance_from(
+        &self,
+        from: &Prefix,
+        assignment: &Assignment,
+        reference: &[Vec<f32>],
+        most: f64,
+    ) -> Result<Option<Distance>, EngineError> {
+        // Workers add to it in any order, so its last digits are not always the same.
+        let so_far = Mutex::new(0.0);
+        let noise = || so_far.lock().unwrap_or_else(PoisonError::into_inner);
+        let distances = self.each(|s, i| {
+            if *noise() > most * (1.0 + SLACK) {
+                return Ok(None);
+            }
             let end =
                 s.resume(&from.snapshots[i], &self.schedule, None, &mut |t, shape, x| self.change(assignment, t, shape, x))?;
-            Ok(s.outputs(&end)?.concat())
-        })
+            let distance = Distance::of(reference.get(i).map_or(&[], Vec::as_slice), &s.outputs(&end)?.concat());
+            *noise() += distance.noise;
+            Ok(Some(distance))
+        })?;
+        Ok(distances.into_iter().collect::<Option<Vec<_>>>().map(|all| all.into_iter().sum()))
     }
 
-    /// The same with a watched value changed: `disturb` gets its shape and its elements.
+    /// All outputs of every sample from a cut, with a watched value changed: `disturb` gets its shape and its elements.
     ///
     /// # Errors
     /// When an operator fails.

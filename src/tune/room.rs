@@ -81,18 +81,15 @@ pub fn make_room(
 
 /// The factor that leaves a kind the least damage, if one is worth it: upwards for as long as it falls.
 fn best(walk: &mut Walk<'_>, kind: Site, bits: u8, sites: &[(String, Scheme)]) -> Result<Option<Room>, EngineError> {
-    let mut damage = |factor: f64| {
+    let mut damage = |factor: f64, bound: f64| {
         let wide: Vec<Option<Scheme>> = sites.iter().map(|(_, scheme)| widened(scheme, factor)).collect();
         let named: Vec<_> = sites.iter().zip(&wide).map(|((name, _), scheme)| (name.as_str(), scheme.as_ref())).collect();
-        walk.noise_of(&named)
+        walk.noise_below(&named, bound)
     };
-    let before = damage(1.0)?;
+    let Some(before) = damage(1.0, f64::INFINITY)? else { return Ok(None) };
     let (mut factor, mut after) = (1.0, before);
     for _ in 0..STEPS {
-        let next = damage(factor * STEP)?;
-        if next >= after {
-            break;
-        }
+        let Some(next) = damage(factor * STEP, after)? else { break };
         (factor, after) = (factor * STEP, next);
     }
     Ok((after < before * (1.0 - WORTH)).then_some(Room { kind, bits, factor, before, after }))

@@ -132,11 +132,10 @@ struct Best {
 impl Best {
     fn offer(&mut self, walk: &mut Walk<'_>, site: &SitePlan, candidate: Option<Candidate>) -> Result<bool, EngineError> {
         let Some(candidate) = candidate else { return Ok(false) };
-        let after = walk.damage(&site.name, &candidate.0)?;
-        let improved = after < self.least;
-        if improved {
+        let after = walk.noise_below(&[(&site.name, Some(&candidate.0))], self.least)?;
+        if let Some(after) = after {
             (self.found, self.least) = (Some((candidate, after)), after);
         }
-        Ok(improved)
+        Ok(after.is_some())
     }
 }
