@@ -9,7 +9,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::levels::has_codebooks;
-use super::{MEASURED_ON, PipelineError, Source};
+use super::{PipelineError, Source};
 use crate::calib::Progress;
 use crate::calib::run::Named;
 use crate::config::Config;
@@ -159,7 +159,7 @@ impl Adjust<'_> {
 
     /// How much the outputs depend on the first rows of each of these values, on the first samples.
     fn dependences(&self, source: &Source, watched: &[String], plan: &QuantPlan) -> Result<Vec<f64>, PipelineError> {
-        let first = self.inputs.get(..MEASURED_ON).unwrap_or(self.inputs);
+        let first = self.first_inputs();
         let objective = self.objective(plan.target, source, watched, first)?;
         let codes = objective.assignment(plan);
         let undisturbed = self.ran(objective.outputs(&codes))?;
@@ -175,6 +175,13 @@ impl Adjust<'_> {
             found[w] = self.ran(rows::dependence(&objective, &prefix, &codes, w, &undisturbed))?;
         }
         Ok(found)
+    }
+
+    /// Samples that dependences are measured on. A few do: the outputs depend on a class token so much more than on any patch that the
+    /// number of its rows, not this measure, limits its weight ([`rows::weight`]).
+    pub(super) fn first_inputs(&self) -> &[Named] {
+        const FIRST: usize = 4;
+        self.inputs.get(..FIRST).unwrap_or(self.inputs)
     }
 
     pub(super) fn objective(

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Adjust, MEASURED_ON, PipelineError};
+use super::{Adjust, PipelineError};
 use crate::quant::{QuantPlan, Scheme, SitePlan};
 use crate::tune::levels::{Refit, Seen};
 use crate::tune::rows;
@@ -32,7 +32,7 @@ impl Adjust<'_> {
     pub fn choose_levels(&self, plan: &mut QuantPlan) -> Result<(), PipelineError> {
         let bar = (self.progress)("choosing levels");
         let (jobs, watched) = self.codebooks(plan);
-        let (first, all) = (self.inputs.get(..MEASURED_ON).unwrap_or(self.inputs), self.inputs);
+        let (first, all) = (self.first_inputs(), self.inputs);
         let target = plan.target;
         let objective = |inputs| self.objective(target, self.source, &watched, inputs);
         let (few, many) = (objective(first)?, objective(all)?);
