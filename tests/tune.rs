@@ -110,6 +110,8 @@ fn what_comes_behind_a_cut_can_be_run_alone() {
     float.set(&mut other, "blocks.3.mlp_act", None);
     let apart = |reference: &[Vec<f32>]| float.distance_from(&prefix, &other, reference, f64::INFINITY).unwrap().unwrap().noise;
     assert!(apart(&whole) > 0.0 && apart(&float.outputs(&other).unwrap()) == 0.0);
+    // The first sample says already that it is more than nothing: the last ones are not run.
+    assert_eq!(float.distance_from(&prefix, &other, &whole, 0.0).unwrap(), None);
 }
 
 #[test]
