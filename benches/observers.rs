@@ -12,7 +12,7 @@ use std::hint::black_box;
 use vitq::calib::channels::{Channels, Layout};
 use vitq::calib::extremes::finite_range;
 use vitq::calib::observer::{Grid, Observer, RangeQuery};
-use vitq::calib::ptf::{PtfOptions, from_stats};
+use vitq::calib::ptf::{PtfOptions, Reach, from_stats};
 use vitq::calib::run::{Failure, Named, OnValue};
 use vitq::calib::scratch::Scratch;
 use vitq::calib::sketch::Sketch;
@@ -144,7 +144,7 @@ fn observers(c: &mut Criterion) {
         }
     }
     for (name, search, mantissa_bits) in [("published", false, 0), ("searched", true, 0), ("searched with mantissas", true, 2)] {
-        let options = PtfOptions { bits: 8, max_exponent: 7, mantissa_bits, search, own_zero_points: search, shared: 0.0 };
+        let options = PtfOptions { bits: 8, max_exponent: 7, mantissa_bits, search, own_zero_points: search, reach: Reach::Seen };
         group.bench_function(BenchmarkId::new("ptf", name), |b| b.iter(|| from_stats(black_box(&stats), None, &[], options)));
     }
     group.finish();

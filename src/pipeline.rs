@@ -24,7 +24,7 @@ mod search;
 mod tune;
 
 pub use adjust::{Adjust, Adjusted, asks_to_adjust};
-pub use calibrate::{Calibration, Kept, calibrate, engine_of};
+pub use calibrate::{Calibration, Kept, calibrate, engine_of, observed};
 pub use clip::{Clip, ClipSearch, Clipped};
 pub use constants::{constants_path, with_plan_constants, write_constants};
 pub use error::PipelineError;

@@ -51,7 +51,7 @@ fn positions_are_int32_in_units_of_the_patches_accumulator() {
 fn the_stream_is_added_to_the_accumulator_of_what_joins_it() {
     let (model, plan, _) = lowered(&preset("int8"), Target::Integer);
     for (site, sum, stream, joins) in
-        [("attn_proj_output", "r1", "x_read_dequantized", "proj"), ("mlp_act2", "r2", "r1_dequantized", "fc2")]
+        [("attn_proj_output", "r1", "x_class_dequantized", "proj"), ("mlp_act2", "r2", "r1_dequantized", "fc2")]
     {
         assert_eq!(plan.site(&format!("blocks.0.{site}")).unwrap().scheme, Scheme::Accumulator);
         let sum = model.graph.value(sum).unwrap().node;

@@ -59,9 +59,9 @@ fn adjust(source: &Source, config: &Config, inputs: &[Named], plan: &QuantPlan, 
 /// Noise over signal at the outputs, of plan and constants against the float model.
 fn noise(source: &Source, inputs: &[Named], plan: &QuantPlan, constants: &BTreeMap<String, Tensor>) -> f64 {
     let options = EngineOptions::default();
-    let float = source.objective(plan.target, inputs, &options, 1).unwrap();
+    let float = source.objective(plan, inputs, &options, 1).unwrap();
     let quantised = source.with_constants(constants.clone()).unwrap().with_fake_constants(plan).unwrap();
-    let quantised = quantised.objective(plan.target, inputs, &options, 1).unwrap();
+    let quantised = quantised.objective(plan, inputs, &options, 1).unwrap();
     let codes = quantised.assignment(plan);
     Distance::between(&float.outputs(&float.float()).unwrap(), &quantised.outputs(&codes).unwrap()).ratio()
 }

@@ -137,6 +137,7 @@ fn what_does_not_belong_together_is_not_merged() {
         ("@/2", "2/3", &[]),
         ("@/half", "1/2", &[]),
         ("@/config", "2/3", &["--config", "fqvit"]),
+        ("@/options", "2/3", &["--config", "w4a4"]),
         ("@/limit", "2/3", &["--calib-limit", "5"]),
     ] {
         b.ok(&calibrate(VIT, &data, name, &[&["--shard", shard, "--quiet"], more].concat()));
@@ -148,7 +149,8 @@ fn what_does_not_belong_together_is_not_merged() {
     };
     says(&["@/1", "@/half"], &["half", "sample 0 (counted from 0) is in both", "give each shard once"]);
     says(&["@/1", "@/2", "@/1"], &["2 samples are in both"]);
-    says(&["@/1", "@/config"], &["config", "was recorded with other options"]);
+    says(&["@/1", "@/config"], &["config", "is in one only", "one configuration"]);
+    says(&["@/1", "@/options"], &["options", "was recorded with other options"]);
     says(&["@/1", "@/limit"], &["limit", "sample lists or preprocessing differ"]);
     says(&["@/1", "@/cnn"], &["cnn", "two models"]);
     says(&["@/1", VIT], &["vit_digits.onnx", "not a readable statistics file"]);

@@ -75,12 +75,12 @@ fn the_damage_is_that_of_all_sites_of_a_kind_on_unseen_samples() {
     let b = Bench::new(ONLY_ROOM, 16);
     let part = b.plan_of_three_quarters();
     let inputs = b.digits.inputs(16).into_iter().step_by(4).collect::<Vec<_>>();
-    let float = b.digits.source.objective(Target::Integer, &inputs, &b.digits.options, 1).unwrap();
+    let float = b.digits.source.objective(&part, &inputs, &b.digits.options, 1).unwrap();
     let reference = float.outputs(&float.float()).unwrap();
     let room = b.search(2).rooms.remove(0);
     let damage = |factor: f64| {
         let mut codes = float.float();
-        for site in part.sites.iter().filter(|s| s.site.site == room.kind && s.rounds()) {
+        for site in part.sites.iter().filter(|s| s.site.site == room.kind && s.site.rows.is_none() && s.rounds()) {
             float.set(&mut codes, &site.name, widened(&site.scheme, factor).as_ref());
         }
         Distance::between(&reference, &float.outputs(&codes).unwrap()).ratio()

@@ -18,7 +18,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("parallel", &[]),
     ("calib", &["simd"]),
     ("quant", &["calib", "config::schema", "ir::Tensor", "parallel", "simd", "vit::norm", "vit::site"]),
-    ("lower", &["ir", "quant::plan", "quant::tables"]),
+    ("lower", &["ir", "quant::plan", "quant::tables", "vit::site"]),
     ("runtime::kernels", &[]),
     ("runtime::tract", &["ir", "onnx", "runtime::kernels", "calib", "simd"]),
     ("report", &["ir", "quant", "vit"]),

@@ -37,7 +37,7 @@ fn the_integer_target_leaves_nothing_in_float() {
     assert!(plan.float.is_empty() && report.notes.is_empty(), "{:?} {:?}", plan.float, report.notes);
     let counts = ops(&model);
     for (op, n) in
-        [("ai.vitq.PtfLayerNorm", 3), ("ai.vitq.LogIntSoftmax", 1), ("ai.vitq.LogDequantize", 1), ("ai.vitq.LutGelu", 1)]
+        [("ai.vitq.PtfLayerNorm", 4), ("ai.vitq.LogIntSoftmax", 1), ("ai.vitq.LogDequantize", 1), ("ai.vitq.LutGelu", 1)]
     {
         assert_eq!(counts.get(op), Some(&n), "{op}: {counts:?}");
     }
@@ -186,7 +186,7 @@ fn normalised_log2_codes_sum_to_one() {
     assert_eq!(plan.site("blocks.0.intSoft").unwrap().scheme, scheme);
     let count =
         |op: &str| model.graph.ops().into_iter().filter(|&id| model.graph.op(id).unwrap().op.is_in("ai.vitq", op)).count();
-    assert_eq!((count("LogNormalize"), count("LogDequantize"), report.custom_ops), (1, 0, 5));
+    assert_eq!((count("LogNormalize"), count("LogDequantize"), report.custom_ops), (1, 0, 6));
     let (plain, _, _) = lowered(&variant(&yaml(false)), Target::Integer);
     let sums = |model: &Model| {
         let engine = Engine::new(model, &["probs".to_owned()], &EngineOptions::default()).unwrap();
@@ -261,7 +261,8 @@ fn one_scale_a_channel_or_one_a_tensor_for_weights() {
 #[test]
 fn ptf_exponents_become_a_scale_a_channel() {
     let (mut model, mut plan) = planned(&preset("int8"), Target::Integer);
-    let site = plan.sites.iter_mut().find(|s| s.name == "blocks.0.residual1").unwrap();
+    // Of the last block's sums nothing but the class token's row is computed.
+    let site = plan.sites.iter_mut().find(|s| s.name == "blocks.0.residual1.class").unwrap();
     let Scheme::Ptf { factors, scale, zero_point, .. } = &mut site.scheme else { panic!("{:?}", site.scheme) };
     assert_eq!((factors.exponents.len(), factors.mantissa_bits), (4, 3));
     (*factors, *scale, *zero_point) = (powers("0123"), 0.03125, ZeroPoint::Channels(vec![-9, 0, 7, 127]));
@@ -281,7 +282,7 @@ fn ptf_exponents_become_a_scale_a_channel() {
 #[test]
 fn mantissas_are_integer_multipliers_of_a_finer_unit() {
     let (mut model, mut plan) = planned(&preset("int8"), Target::Integer);
-    let site = plan.sites.iter_mut().find(|s| s.name == "blocks.0.residual1").unwrap();
+    let site = plan.sites.iter_mut().find(|s| s.name == "blocks.0.residual1.class").unwrap();
     let Scheme::Ptf { factors, scale, .. } = &mut site.scheme else { panic!("{:?}", site.scheme) };
     (*factors, *scale) = (Factors::new(&[0, 1, 2, 3], 2, &[0, 1, 2, 3]), 0.03125);
     assert_eq!((factors.exponents.as_str(), factors.mantissas.as_str()), ("0123", "0123"));
@@ -319,10 +320,10 @@ fn a_layer_norm_may_write_a_scale_a_channel() {
         // Coarser steps in some channels, the finest as they were: no code clips.
         site.scheme = Scheme::Ptf { codes, scale, zero_point: ZeroPoint::Tensor(zero_point), factors: powers(digits) };
         let report = lower(&mut model, &plan).unwrap();
-        assert_eq!(ops(&model).get("ai.vitq.PtfLayerNorm"), Some(&3), "{:?}", report.notes);
+        assert_eq!(ops(&model).get("ai.vitq.PtfLayerNorm"), Some(&4), "{:?}", report.notes);
         sqnr(&model)
     };
-    let (same, mixed) = (with("0000"), with("0120"));
+    let (same, mixed) = (with("0000"), with("0230"));
     assert!(same > 20.0 && mixed > 25.0, "{same} and {mixed} dB");
     assert!(same > mixed, "coarser steps show: {same} and {mixed} dB");
 }
@@ -489,7 +490,9 @@ fn every_site_is_decided_once() {
         let (_, vit) = tiny();
         let mut names: Vec<String> =
             plan.sites.iter().map(|s| s.name.clone()).chain(plan.float.iter().map(|f| f.name.clone())).collect();
-        let mut wanted: Vec<String> = vit.sites.iter().map(|s| s.full_name()).collect();
+        // Rows of a sum have codes of their own, or go with the others.
+        let apart = target == Target::Integer;
+        let mut wanted: Vec<String> = vit.sites.iter().filter(|s| apart || s.rows.is_none()).map(|s| s.full_name()).collect();
         names.sort();
         wanted.sort();
         assert_eq!(names, wanted);

@@ -45,7 +45,15 @@ impl SampleSource for One {
 fn affine(values: &[f32], bits: u8, signed: bool, symmetric: bool) -> (Codes, f32, i32) {
     let yaml = format!("default: {{bit_type: {{bits: {bits}, signed: {signed}, symmetric: {symmetric}}}}}");
     let config = parse("test.yaml", &yaml).unwrap();
-    let site = SiteRef { block: None, site: Site::Input, part: None, weight: false, values: vec!["v".to_owned()], observe: None };
+    let site = SiteRef {
+        block: None,
+        site: Site::Input,
+        part: None,
+        weight: false,
+        values: vec!["v".to_owned()],
+        observe: None,
+        rows: None,
+    };
     let taps = recordings(std::slice::from_ref(&site), &config);
     let stats = calibrate(&Shows(values.to_vec()), &taps, &One, Digest::default(), 1, &()).unwrap();
     let facts = ModelFacts {
@@ -194,7 +202,15 @@ fn any_site() -> impl Strategy<Value = SitePlan> {
     let kind = prop::sample::select(Site::ALL.to_vec());
     let site =
         (prop::option::of(0usize..99), kind, prop::option::of("[a-z]{1,4}"), any::<bool>(), prop::collection::vec(".*", 0..3))
-            .prop_map(|(block, site, part, weight, values)| SiteRef { block, site, part, weight, values, observe: None });
+            .prop_map(|(block, site, part, weight, values)| SiteRef {
+                block,
+                site,
+                part,
+                weight,
+                values,
+                observe: None,
+                rows: None,
+            });
     (site, any_scheme(), positive(), positive(), prop::option::of(".*")).prop_map(|(site, scheme, lo, hi, note)| SitePlan {
         name: site.full_name(),
         site,
@@ -288,7 +304,8 @@ fn a_plan_of_another_model_or_version_is_refused() {
 #[test]
 fn no_more_is_recorded_than_the_configuration_reads() {
     let recorded = |site: Site, yaml: &str| {
-        let site = SiteRef { block: Some(0), site, part: None, weight: false, values: vec!["v".to_owned()], observe: None };
+        let site =
+            SiteRef { block: Some(0), site, part: None, weight: false, values: vec!["v".to_owned()], observe: None, rows: None };
         recordings(&[site], &parse("test.yaml", yaml).unwrap()).remove(0).recording
     };
     // Hidden units share a range unless each was asked for.

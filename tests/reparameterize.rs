@@ -10,7 +10,7 @@ use vitq::quant::{Reparameterized, Scheme, Target};
 use vitq::tune::objective::Distance;
 
 fn outputs(b: &Digits, source: &Source) -> Vec<Vec<f32>> {
-    let float = source.objective(Target::OnnxRuntime, &b.inputs(16), &b.options, 2).unwrap();
+    let float = source.objective(&b.plan(&int8(), Target::OnnxRuntime), &b.inputs(16), &b.options, 2).unwrap();
     float.outputs(&float.float()).unwrap()
 }
 

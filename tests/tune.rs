@@ -35,7 +35,7 @@ impl Bench {
 
     fn float(&self) -> Objective {
         let source = self.digits.source.reparameterized(&self.plan.reparameterized).unwrap();
-        source.objective(self.plan.target, &self.inputs, &self.digits.options, 2).unwrap()
+        source.objective(&self.plan, &self.inputs, &self.digits.options, 2).unwrap()
     }
 
     /// Simulated, with the plan's constants.
@@ -45,7 +45,7 @@ impl Bench {
             .source
             .with_fake_constants(plan)
             .unwrap()
-            .objective(self.plan.target, &self.inputs, &self.digits.options, 2)
+            .objective(&self.plan, &self.inputs, &self.digits.options, 2)
             .unwrap();
         weights.outputs(&weights.assignment(plan)).unwrap()
     }
@@ -119,7 +119,7 @@ fn noise_is_told_only_below_its_bound() {
     let b = Bench::int8(Target::Integer);
     for threads in [1, 3] {
         let source = &b.digits.source;
-        let float = source.objective(b.plan.target, &b.inputs, &b.digits.options, threads).unwrap();
+        let float = source.objective(&b.plan, &b.inputs, &b.digits.options, threads).unwrap();
         let mut walk = Walk::new(&float, float.float()).unwrap();
         for site in b.plan.sites.iter().filter(|s| s.rounds()).step_by(5) {
             let codes = [(site.name.as_str(), Some(&site.scheme))];

@@ -209,7 +209,8 @@ fn every_block_and_every_site_is_found() {
             }
         }
         // What the general rules add beyond the blocks, such as the mean of two heads, is not of this table.
-        let found: Vec<String> = vit.sites.iter().filter(|s| !s.site.is_general()).map(|s| s.full_name()).collect();
+        let found: Vec<String> =
+            vit.sites.iter().filter(|s| !s.site.is_general() && s.rows.is_none()).map(|s| s.full_name()).collect();
         assert_eq!(found.len(), wanted.len(), "{}: {found:?}", f.name);
         assert_eq!(found.into_iter().collect::<BTreeSet<_>>(), wanted, "{}", f.name);
         named_once(f.name, &model, &vit);
@@ -227,7 +228,11 @@ fn describe(vit: &Vit) -> String {
             writeln!(out, "block {}: {} [{features}], dim {}, {heads}, {} × {}", b.index, b.kind, b.dim, m.act_op, b.mlp_ratio);
         for site in vit.sites.iter().filter(|s| s.block == Some(b.index)) {
             let name = site.full_name().split_off(format!("blocks.{}.", b.index).len());
-            let observed = site.observe.as_ref().map_or("", |_| " (observed before the mask)");
+            let observed = match (site.rows, &site.observe) {
+                (Some([from, to]), _) => format!(" (rows from {from} to {to})"),
+                (None, Some(_)) => " (observed before the mask)".to_owned(),
+                (None, None) => String::new(),
+            };
             let _ = writeln!(out, "  {name}: {}{observed}", if site.weight { "constant" } else { "value" });
         }
     }
@@ -252,10 +257,10 @@ fn the_sites_of_every_family_are_found() {
     }
 }
 
-/// No value is in two sites, and what is said of constants is so.
+/// No value is in two sites but a sum, some of whose rows are a site of their own, and what is said of constants is so.
 fn named_once(name: &str, model: &Model, vit: &Vit) {
     let mut seen = BTreeMap::new();
-    for site in &vit.sites {
+    for site in vit.sites.iter().filter(|s| s.rows.is_none()) {
         for value in &site.values {
             let constant = model.graph.constant(model.graph.value(value).unwrap()).is_some();
             assert_eq!(constant, site.weight, "{name}: {value}");
@@ -406,7 +411,8 @@ fn every_fixture_compiles_for_every_target() {
         let taps = recordings(&vit.sites, &config);
         let names: Vec<String> = taps.iter().map(|t| t.value.clone()).collect();
         let options = EngineOptions { input_shapes: shapes, ..EngineOptions::default() };
-        let engine = Engine::new(&model, &names, &options).unwrap();
+        let observed = pipeline::observed(&model, &vit.sites, &names).unwrap();
+        let engine = Engine::new(&observed, &names, &options).unwrap();
         let stats = calibrate(&engine, &taps, &noise, Digest::default(), 1, &()).unwrap();
         for (_, target) in Target::NAMES {
             let after = quantised(name, &model, &vit, &stats, target);

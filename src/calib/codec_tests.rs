@@ -35,7 +35,7 @@ fn exercise(stats: &Stats) {
             mantissa_bits: 0,
             search: true,
             own_zero_points: false,
-            shared: 0.0,
+            reach: crate::calib::ptf::Reach::Seen,
         };
         let _ = crate::calib::ptf::from_stats(value, None, &[], options);
     }

@@ -72,6 +72,24 @@ impl Histogram {
         if self.count == 0 { 0.0 } else { self.min.abs().max(self.max.abs()) }
     }
 
+    /// Mean and variance, each bin's elements taken as spread evenly inside it; `None` without elements.
+    #[must_use]
+    pub fn moments(&self) -> Option<(f64, f64)> {
+        let n = (self.count > 0).then_some(self.count as f64)?;
+        let middle = |b: &Bin| 0.5 * (b.lo + b.hi);
+        let mean = self.bins.iter().map(|b| b.count as f64 * middle(b)).sum::<f64>() / n;
+        let squares = |b: &Bin| (middle(b) - mean).powi(2) + (b.hi - b.lo).powi(2) / 12.0;
+        Some((mean, self.bins.iter().map(|b| b.count as f64 * squares(b)).sum::<f64>() / n))
+    }
+
+    /// From the least to the largest element, and at least so many standard deviations to either side of the mean; 0 without elements.
+    #[must_use]
+    pub fn reach(&self, deviations: f64) -> (f64, f64) {
+        let Some((mean, variance)) = self.moments() else { return (0.0, 0.0) };
+        let away = deviations * variance.sqrt();
+        (self.min.min(mean - away), self.max.max(mean + away))
+    }
+
     /// The `p` quantile, linear between order statistics as `numpy.quantile` and `torch.quantile` take it: position `p·(n − 1)`.
     ///
     /// Ranks are exact; inside a bin the elements are spread evenly. The result is within one bin's width of the true quantile's
@@ -159,6 +177,17 @@ mod tests {
             prop_assert!((found - expected).abs() <= bound, "{} against {}", found, expected);
         }
 
+        /// Within a bin elements are taken as spread evenly: mean and deviation are off by no more than a bin is wide.
+        #[test]
+        fn moments_are_those_of_the_data(data in prop::collection::vec(-50.0f32..100.0, 1..400)) {
+            let (mean, variance) = Sketch::from_slice(&data).unwrap().histogram(7).moments().unwrap();
+            let n = data.len() as f64;
+            let exact = data.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+            let deviation = (data.iter().map(|&x| (f64::from(x) - exact).powi(2)).sum::<f64>() / n).sqrt();
+            let bin = 100.0 / 128.0;
+            prop_assert!((mean - exact).abs() <= bin && (variance.sqrt() - deviation).abs() <= bin, "{mean} {exact} {variance} {deviation}");
+        }
+
         #[test]
         fn lumping_keeps_counts_and_the_far_bins(data in prop::collection::vec(-1.0f32..1.0, 1..200)) {
             let histogram = Sketch::from_slice(&data).unwrap().histogram(7);
@@ -178,6 +207,7 @@ mod tests {
         let none = Sketch::default().histogram(7);
         assert_eq!(none.quantile(0.5), None);
         assert_eq!(none.max_abs(), 0.0);
+        assert_eq!((one.moments(), none.moments()), (Some((f64::from(3.3f32), 0.0)), None));
         let two = Sketch::from_slice(&[-5.0, 7.0]).unwrap().histogram(7);
         assert_eq!((two.quantile(0.0), two.quantile(1.0)), (Some(-5.0), Some(7.0)));
         assert_eq!(two.quantile(0.5), Some(1.0));

@@ -59,9 +59,20 @@ pub struct PtfOptions {
     pub search: bool,
     /// Whether a search gives each channel a zero point of its own. Channels that share a range share the zero point too.
     pub own_zero_points: bool,
-    /// The share of the channels that have one range, the largest of theirs, and so one exponent; 0 gives each its own. Where
-    /// a channel is seldom active, as a hidden unit of an MLP is, what calibration saw of it alone says little of its range.
-    pub shared: f64,
+    /// How far each channel's range reaches.
+    pub reach: Reach,
+}
+
+/// How far a channel's range reaches, where what calibration saw of it alone says little.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Reach {
+    /// As far as it was seen to.
+    Seen,
+    /// So many of the channels, a share of them, have one range, the largest of theirs, and so one exponent: where a channel is
+    /// seldom active, as a hidden unit of an MLP is.
+    Shared(f64),
+    /// At least so many standard deviations to either side of its mean: where a sample has few elements of it, as of a class token.
+    Deviations(f64),
 }
 
 impl PtfOptions {
@@ -84,6 +95,11 @@ impl PtfOptions {
 
     fn qmax(self) -> f64 {
         f64::from((1u32 << self.bits) - 1)
+    }
+
+    /// The share of the channels that have one range; 0 where each has its own.
+    fn shared(self) -> f64 {
+        if let Reach::Shared(share) = self.reach { share } else { 0.0 }
     }
 
     /// Rungs of a ladder in an octave.
@@ -116,14 +132,20 @@ pub fn from_stats(values: &ValueStats, range: Option<Range>, weights: &[f64], op
         reason: "the statistics hold no channel histograms of this value; calibrate again with them".into(),
     };
     let channels = values.channels().ok_or_else(missing)?;
-    // A shared range is not chosen by what single channels hold inside it: they are taken as spread evenly between their extremes.
-    let evenly = |(lo, hi): (f32, f32)| {
-        let (lo, hi) = (f64::from(lo), f64::from(hi));
-        Histogram::new(vec![Bin { lo, hi, count: channels.count() }], lo, hi)
+    // A range that is not the channel's own is not chosen by what it holds inside it: that is taken as spread evenly.
+    let evenly = |(lo, hi): (f64, f64)| Histogram::new(vec![Bin { lo, hi, count: channels.count() }], lo, hi);
+    let of_channel = |c| match options.reach {
+        Reach::Seen => channels.histogram(c),
+        Reach::Shared(_) => channels.range(c).map(|(lo, hi)| evenly((lo.into(), hi.into()))),
+        Reach::Deviations(many) => channels.histogram(c).map(|seen| evenly(seen.reach(many))),
     };
-    let of_channel = |c| if options.shared > 0.0 { channels.range(c).map(evenly) } else { channels.histogram(c) };
-    let histograms: Option<Vec<Histogram>> = (0..channels.len()).map(of_channel).collect();
-    fit(&histograms.ok_or_else(missing)?, range, weights, options)
+    let histograms: Vec<Histogram> = (0..channels.len()).map(of_channel).collect::<Option<_>>().ok_or_else(missing)?;
+    let farthest = |range: Range, h: &Histogram| Range::new(range.lo.min(h.min()), range.hi.max(h.max()));
+    let range = match options.reach {
+        Reach::Deviations(_) => histograms.iter().fold(range, farthest),
+        _ => range,
+    };
+    fit(&histograms, range, weights, options)
 }
 
 /// Fits one histogram a channel within the tensor's `range`. Ties go to the lowest exponent, and to the published zero point.
@@ -162,13 +184,13 @@ pub fn fit(channels: &[Histogram], range: Range, weights: &[f64], options: PtfOp
         .enumerate()
         .map(|(c, histogram)| Channel::new(histogram, weights.get(c).copied().unwrap_or(1.0)))
         .collect();
-    let channels = share_range(channels, options.shared);
+    let channels = share_range(channels, options.shared());
     let zero_point = round_half_even(-range.lo / ((range.hi - range.lo) / options.qmax())).clamp(0.0, options.qmax());
     let published = Ladder { top: (range.hi - range.lo) / options.qmax(), zero_point: Some(zero_point) };
     let mut best = published.fit(&channels, options, 0);
     if options.search {
         let mut ladder = published;
-        let candidates: Vec<Ladder> = if options.own_zero_points && options.shared <= 0.0 {
+        let candidates: Vec<Ladder> = if options.own_zero_points && options.shared() <= 0.0 {
             Ladder::widest(&channels, range, options).into_iter().collect()
         } else {
             let covering = |zero_point| Ladder::covering(range, zero_point, options);
@@ -329,7 +351,7 @@ impl Ladder {
                 // The finest first.
                 for rung in (start * n..(start + k + 1) * n).rev() {
                     // A channel that may hold more than it was seen to hold is not clipped at what was seen.
-                    if options.shared > 0.0
+                    if options.shared() > 0.0
                         && rung > start * n
                         && let Some(zero_point) = self.zero_point
                     {

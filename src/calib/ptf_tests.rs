@@ -81,7 +81,7 @@ proptest! {
         }).collect();
         let (histograms, range) = statistics(&channels);
         let (base, zp, least) = published(&channels, bits, k);
-        let fitted = fit(&histograms, range, &[], PtfOptions { bits, max_exponent: k, search: false, own_zero_points: false, mantissa_bits: 0, shared: 0.0 }).unwrap();
+        let fitted = fit(&histograms, range, &[], PtfOptions { bits, max_exponent: k, search: false, own_zero_points: false, mantissa_bits: 0, reach: Reach::Seen }).unwrap();
         prop_assert!((fitted.ptf.base - base).abs() <= 1e-12 * base);
         prop_assert!(fitted.ptf.zero_points.iter().all(|&z| f64::from(z) == zp));
         let qmax = f64::from((1u32 << bits) - 1);
@@ -95,7 +95,7 @@ proptest! {
         // A few clipped elements, each known to an eighth of its size, can be most of the error.
         prop_assert!((fitted.squared_error - estimate).abs() <= 0.35 * estimate, "{} against {}", fitted.squared_error, estimate);
 
-        let searched = fit(&histograms, range, &[], PtfOptions { bits, max_exponent: k, search: true, own_zero_points: false, mantissa_bits: 0, shared: 0.0 }).unwrap();
+        let searched = fit(&histograms, range, &[], PtfOptions { bits, max_exponent: k, search: true, own_zero_points: false, mantissa_bits: 0, reach: Reach::Seen }).unwrap();
         prop_assert!(searched.squared_error <= fitted.squared_error);
         prop_assert!(total(&channels, &searched.ptf, bits) <= 1.35 * estimate);
         prop_assert!(searched.ptf.exponents.iter().all(|&a| a <= k));
@@ -110,7 +110,7 @@ proptest! {
             (0..200).map(|_| (width * (random.normal() + shift)) as f32).collect()
         }).collect();
         let (histograms, range) = statistics(&channels);
-        let fitted = fit(&histograms, range, &[], PtfOptions { bits: 8, max_exponent: k, search: false, own_zero_points: false, mantissa_bits: 0, shared: 0.0 }).unwrap();
+        let fitted = fit(&histograms, range, &[], PtfOptions { bits: 8, max_exponent: k, search: false, own_zero_points: false, mantissa_bits: 0, reach: Reach::Seen }).unwrap();
         for (h, &a) in histograms.iter().zip(&fitted.ptf.exponents) {
             let errors: Vec<f64> = (0..=k).map(|a| Spans::from(h).squared_error(&Quantizer {
                 scale: fitted.ptf.base * 2f64.powi(a.into()), zero_point: fitted.ptf.zero_points[0].into(), qmin: 0.0, qmax: 255.0,
@@ -136,7 +136,7 @@ fn a_massive_negative_channel_does_not_cost_the_others_their_sign() {
         search,
         own_zero_points: false,
         mantissa_bits: 0,
-        shared: 0.0,
+        reach: Reach::Seen,
     };
     let per_channel = |ptf: &Ptf, skip: usize| {
         let kept: Vec<Vec<f32>> = channels.iter().enumerate().filter(|(c, _)| *c != skip).map(|(_, d)| d.clone()).collect();
@@ -172,7 +172,7 @@ proptest! {
             (0..500).map(|_| (width * (random.normal() + mean)) as f32).collect()
         }).collect();
         let (histograms, range) = statistics(&channels);
-        let options = PtfOptions { bits, max_exponent: 7, search: true, own_zero_points: false, mantissa_bits: 0, shared: 0.0 };
+        let options = PtfOptions { bits, max_exponent: 7, search: true, own_zero_points: false, mantissa_bits: 0, reach: Reach::Seen };
         let one = fit(&histograms, range, &[], options).unwrap();
         let own = fit(&histograms, range, &[], PtfOptions { own_zero_points: true, ..options }).unwrap();
         // Either search tries bases a quarter of an octave apart, from a start of its own: one may lie an eighth of an octave
@@ -201,7 +201,7 @@ proptest! {
         }).collect();
         let (histograms, range) = statistics(&channels);
         let weights: Vec<f64> = channels.iter().map(|c| 1.0 / c.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>()).collect();
-        let options = PtfOptions { bits: 8, max_exponent: 7, mantissa_bits: 0, search: true, own_zero_points: true, shared: 0.0 };
+        let options = PtfOptions { bits: 8, max_exponent: 7, mantissa_bits: 0, search: true, own_zero_points: true, reach: Reach::Seen };
         let powers = fit(&histograms, range, &weights, options).unwrap();
         let mantissas = fit(&histograms, range, &weights, PtfOptions { mantissa_bits: 2, ..options }).unwrap();
         prop_assert!(powers.ptf.mantissas.iter().all(|&m| m == 0) && mantissas.ptf.mantissas.iter().all(|&m| m < 4));
@@ -227,13 +227,14 @@ fn what_a_channel_does_not_need_is_to_spare_on_both_sides() {
         (0..101).map(|i| i as f32 / 100.0 * 6.0).collect(),
     ];
     let (histograms, range) = statistics(&channels);
-    let options = PtfOptions { bits: 8, max_exponent: 0, search: true, own_zero_points: true, mantissa_bits: 0, shared: 0.0 };
+    let options =
+        PtfOptions { bits: 8, max_exponent: 0, search: true, own_zero_points: true, mantissa_bits: 0, reach: Reach::Seen };
     let fitted = fit(&histograms, range, &[], options).unwrap().ptf;
     // One step is about 8/255; six of eight leave 64 codes, half of them on each side.
     let [a, b, c] = fitted.zero_points[..] else { panic!("{fitted:?}") };
     assert!(a <= 2 && b >= 253 && (28..=36).contains(&c), "{fitted:?}");
     // As published there is one zero point, and shared ranges share theirs.
-    for options in [PtfOptions { search: false, ..options }, PtfOptions { shared: 0.9, ..options }] {
+    for options in [PtfOptions { search: false, ..options }, PtfOptions { reach: Reach::Shared(0.9), ..options }] {
         let zero_points = fit(&histograms, range, &[], options).unwrap().ptf.zero_points;
         assert!(zero_points.iter().all(|z| *z == zero_points[0]), "{zero_points:?}");
     }
@@ -241,7 +242,8 @@ fn what_a_channel_does_not_need_is_to_spare_on_both_sides() {
 
 #[test]
 fn degenerate_inputs() {
-    let options = PtfOptions { bits: 8, max_exponent: 3, search: true, own_zero_points: true, mantissa_bits: 0, shared: 0.0 };
+    let options =
+        PtfOptions { bits: 8, max_exponent: 3, search: true, own_zero_points: true, mantissa_bits: 0, reach: Reach::Seen };
     let zeros = Channels::from_slice(&[0.0; 8], Layout { outer: 4, channels: 2, inner: 1 }, true).unwrap();
     let zeros: Vec<Histogram> = (0..2).map(|c| zeros.histogram(c).unwrap()).collect();
     let fitted = fit(&zeros, Range::new(0.0, 0.0), &[], options).unwrap();
@@ -277,13 +279,61 @@ fn a_shared_range_is_known_without_histograms() {
         let recording = crate::calib::stats::Recording::with_channels(1, sketches);
         ValueStats::from_samples(recording, [(&[rows, channels][..], &data[..])]).unwrap()
     };
-    let options = PtfOptions { bits: 8, max_exponent: 7, mantissa_bits: 0, search: true, own_zero_points: false, shared: 0.95 };
+    let options = PtfOptions {
+        bits: 8,
+        max_exponent: 7,
+        mantissa_bits: 0,
+        search: true,
+        own_zero_points: false,
+        reach: Reach::Shared(0.95),
+    };
     let fit = from_stats(&seen(false), None, &[], options).unwrap();
     assert_eq!(fit, from_stats(&seen(true), None, &[], options).unwrap());
     let (usual, far) = (fit.ptf.exponents[0], fit.ptf.exponents[3]);
     assert!(fit.ptf.exponents.iter().enumerate().all(|(c, &e)| c == 3 || e == usual), "{:?}", fit.ptf.exponents);
     assert!((4..=6).contains(&(far - usual)), "{usual} {far}");
     // Without a shared range the channels' histograms decide.
-    let own = PtfOptions { shared: 0.0, ..options };
+    let own = PtfOptions { reach: Reach::Seen, ..options };
     assert!(from_stats(&seen(false), None, &[], own).is_err());
+}
+
+/// Few normal values a channel: every range holds what was seen, and 4.5 deviations of the values about their mean, to a step.
+#[test]
+fn a_range_of_few_values_reaches_farther_than_they_do() {
+    let (rows, channels) = (16, 24);
+    let mut random = Random(7);
+    let data: Vec<f32> = (0..rows * channels)
+        .map(|i| {
+            let width = 0.1 * f64::from(1 + (i % channels) as u32);
+            (width * (random.normal() + [0.0, 3.0, -8.0][i % 3])) as f32
+        })
+        .collect();
+    let recording = crate::calib::stats::Recording::with_channels(1, true);
+    let shape = [1, channels];
+    let seen = ValueStats::from_samples(recording, data.chunks(channels).map(|row| (&shape[..], row))).unwrap();
+    let options = PtfOptions {
+        bits: 8,
+        max_exponent: 7,
+        mantissa_bits: 3,
+        search: true,
+        own_zero_points: true,
+        reach: Reach::Deviations(4.5),
+    };
+    let ptf = from_stats(&seen, None, &[], options).unwrap().ptf;
+    for c in 0..channels {
+        let column: Vec<f64> = data.iter().skip(c).step_by(channels).map(|&x| f64::from(x)).collect();
+        let mean = column.iter().sum::<f64>() / rows as f64;
+        let deviation = (column.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / rows as f64).sqrt();
+        let scale = ptf.base * (1.0 + f64::from(ptf.mantissas[c]) / 8.0) * 2f64.powi(ptf.exponents[c].into());
+        let zero = f64::from(ptf.zero_points[c]);
+        let (lo, hi) = (-zero * scale, (255.0 - zero) * scale);
+        // Bins are an eighth wide, so the deviation is known that well; offset channels' bins are wide against it.
+        let reach = 4.5 * deviation * 0.85;
+        assert!(lo <= mean - reach + scale && hi >= mean + reach - scale, "{c}: {lo} to {hi} for {mean} ± {reach}");
+        let all = (hi - lo) / ((mean + 4.5 * deviation).max(0.0) - (mean - 4.5 * deviation).min(0.0));
+        assert!(all < 1.6, "{c}: not much farther: {all}");
+    }
+    // As the channels were seen, the ranges are narrower.
+    let own = from_stats(&seen, None, &[], PtfOptions { reach: Reach::Seen, ..options }).unwrap().ptf;
+    assert!(own.base < ptf.base || own.exponents.iter().zip(&ptf.exponents).any(|(a, b)| a < b));
 }

@@ -26,6 +26,7 @@ pub(super) fn built_in(site: &str) -> SiteConfig {
         ptf_mantissa_bits: 0,
         ptf_search: true,
         keep_accumulator: true,
+        class_token_codes: true,
         reparameterize: true,
         weight_rounding: Rounding::Nearest,
         bias_correction: false,

@@ -32,6 +32,8 @@ pub enum Key {
     PtfSearch,
     /// `keep_accumulator`
     KeepAccumulator,
+    /// `class_token_codes`
+    ClassTokenCodes,
     /// `reparameterize`
     Reparameterize,
     /// `max_exponent`

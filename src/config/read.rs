@@ -7,7 +7,7 @@ use super::schema::{
 use super::tree::{Key, Node, Value};
 
 /// Keys of an entry.
-const ENTRY_KEYS: [&str; 19] = [
+const ENTRY_KEYS: [&str; 20] = [
     "calibration_mode",
     "bit_type",
     "observer_type",
@@ -23,6 +23,7 @@ const ENTRY_KEYS: [&str; 19] = [
     "ptf_mantissa_bits",
     "ptf_search",
     "keep_accumulator",
+    "class_token_codes",
     "reparameterize",
     "weight_rounding",
     "bias_correction",
@@ -236,6 +237,7 @@ impl<'a> Reader<'a> {
                 "ptf_mantissa_bits" => e.ptf_mantissa_bits = Some(self.integer(key, value, 0, 3)?),
                 "ptf_search" => e.ptf_search = Some(self.boolean(key, value)?),
                 "keep_accumulator" => e.keep_accumulator = Some(self.boolean(key, value)?),
+                "class_token_codes" => e.class_token_codes = Some(self.boolean(key, value)?),
                 "reparameterize" => e.reparameterize = Some(self.boolean(key, value)?),
                 "weight_rounding" => {
                     self.check_weights(key, place)?;
@@ -438,6 +440,7 @@ fn over(base: &Entry, top: &Entry) -> Entry {
         ptf_mantissa_bits: top.ptf_mantissa_bits.or(base.ptf_mantissa_bits),
         ptf_search: top.ptf_search.or(base.ptf_search),
         keep_accumulator: top.keep_accumulator.or(base.keep_accumulator),
+        class_token_codes: top.class_token_codes.or(base.class_token_codes),
         reparameterize: top.reparameterize.or(base.reparameterize),
         weight_rounding: top.weight_rounding.or(base.weight_rounding),
         bias_correction: top.bias_correction.or(base.bias_correction),

@@ -202,6 +202,9 @@ pub struct Entry {
     /// `keep_accumulator`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_accumulator: Option<bool>,
+    /// `class_token_codes`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class_token_codes: Option<bool>,
     /// `reparameterize`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reparameterize: Option<bool>,
@@ -328,6 +331,8 @@ pub struct SiteConfig {
     pub ptf_search: bool,
     /// Whether a product that only additions read stays in its int32 accumulator until the sum gets codes.
     pub keep_accumulator: bool,
+    /// Whether the class token's row of a sum of [`Method::Ptf`] has codes of its own, with scales for its values alone.
+    pub class_token_codes: bool,
     /// Whether a LayerNorm's output, of [`Method::Ptf`] on a target without an operator for that, has the scales of its channels moved
     /// into the LayerNorm and the weights that read it.
     pub reparameterize: bool,
@@ -375,6 +380,7 @@ impl SiteConfig {
         take!(log2_normalize, Log2Normalize, entry.log2_normalize);
         take!(ptf_search, PtfSearch, entry.ptf_search);
         take!(keep_accumulator, KeepAccumulator, entry.keep_accumulator);
+        take!(class_token_codes, ClassTokenCodes, entry.class_token_codes);
         take!(reparameterize, Reparameterize, entry.reparameterize);
         take!(max_exponent, MaxExponent, entry.max_exponent);
         take!(ptf_mantissa_bits, PtfMantissaBits, entry.ptf_mantissa_bits);

@@ -1,11 +1,11 @@
 //! DequantizeLinear → LayerNormalization, Softmax, Gelu → QuantizeLinear as one integer op of domain `ai.vitq`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::qdq::{Log2Codes, Pair, Quantised};
 use super::{LowerError, LowerReport};
 use crate::ir::shape::Shapes;
-use crate::ir::{AI_VITQ, DType, Edit, NewOp, NodeId, OpName, Scalar, Tensor, Value};
+use crate::ir::{AI_VITQ, AttrValue, DType, Edit, NewOp, NodeId, OpName, Scalar, Tensor, Value};
 use crate::quant::plan::Codes;
 use crate::quant::tables::layer_norm::{LayerNormSpec, LayerNormTables};
 use crate::quant::tables::log_softmax::{LogRounding, LogSoftmaxTables, log_dequantize_table, log_normalize_table};
@@ -13,11 +13,12 @@ use crate::quant::tables::lut::{Activation, activation_table, channel_tables};
 use crate::quant::tables::{Affine, CodeType, Ptf, TableError};
 
 /// Rewrites every operator whose input and output are quantised as the op needs them.
-/// `shapes` are those of the graph before any value had codes.
+/// `shapes` are those of the graph before any value had codes, `joined` the values of which some rows have codes of their own.
 pub(super) fn lower(
     edit: &mut Edit<'_>,
     quantised: &Quantised,
     shapes: &Shapes,
+    joined: &BTreeSet<Value>,
     report: &mut LowerReport,
 ) -> Result<(), LowerError> {
     let by_dq: BTreeMap<Value, Pair> = quantised.values.values().map(|p| (p.dequantised, p.clone())).collect();
@@ -25,10 +26,10 @@ pub(super) fn lower(
         let Some(op) = edit.op(id).map(|o| o.op.clone()) else { continue };
         let gated = gated(edit, id);
         let source = gated.map(|(x, _)| x).or_else(|| edit.input(id, 0));
-        let Some(mut input) = source.and_then(|v| by_dq.get(&v)).cloned() else { continue };
-        // An integer op before this one, a LayerNorm before a LayerNorm, makes the codes by now.
-        input.codes = edit.input(input.dequantised.node, 0).unwrap_or(input.codes);
-        let input = &input;
+        let parts = source.map(|v| parts(edit, v, &by_dq, joined)).unwrap_or_default();
+        if parts.is_empty() {
+            continue;
+        }
         let output = Value { node: id, port: 0 };
         let pair = quantised.values.get(edit.value_name(output)).cloned();
         let done = match (op.op_type.as_str(), pair) {
@@ -37,9 +38,11 @@ pub(super) fn lower(
                 found: edit.op(id).and_then(|o| o.attrs.int("axis")).unwrap_or(-1) as f64,
                 needed: "the last",
             }),
-            ("LayerNormalization", Some(y)) => layer_norm(edit, id, input, &y),
-            (_, Some(y)) if let Some(function) = activation(edit, id, gated) => lut(edit, id, function, input, &y),
-            ("Softmax", _) => match quantised.log2.get(edit.value_name(output)) {
+            ("LayerNormalization", Some(y)) => layer_norm(edit, id, &parts, &y),
+            (_, Some(y)) if let (Some(function), [input]) = (activation(edit, id, gated), &parts[..]) => {
+                lut(edit, id, function, input, &y)
+            }
+            ("Softmax", _) if let [input] = &parts[..] => match quantised.log2.get(edit.value_name(output)) {
                 Some(&codes) => log_softmax(edit, id, input, row_length(shapes, output), codes),
                 None => continue,
             },
@@ -50,11 +53,26 @@ pub(super) fn lower(
             _ => continue,
         };
         match done {
-            Ok(()) => report.custom_ops += 1,
+            Ok(()) => report.custom_ops += parts.len(),
             Err(e) => report.notes.push(format!("{} stays in float between its codes: {e}", edit.describe(id))),
         }
     }
     Ok(())
+}
+
+/// The codes that a value is of: its own, or those of rows that were taken apart and joined again; none where some of it has none.
+fn parts(edit: &Edit<'_>, value: Value, by_dq: &BTreeMap<Value, Pair>, joined: &BTreeSet<Value>) -> Vec<Pair> {
+    let pair = |v: Value| {
+        let mut pair = by_dq.get(&v)?.clone();
+        // An integer op before, a LayerNorm before a LayerNorm, makes the codes by now.
+        pair.codes = edit.input(pair.dequantised.node, 0).unwrap_or(pair.codes);
+        Some(pair)
+    };
+    let of_rows = || {
+        let inputs = edit.inputs_of(value.node).into_iter();
+        joined.contains(&value).then(|| inputs.map(|v| pair(v?)).collect::<Option<Vec<_>>>()).flatten()
+    };
+    pair(value).map(|one| vec![one]).or_else(of_rows).unwrap_or_default()
 }
 
 /// The ops that turn log2 codes into real values.
@@ -119,14 +137,53 @@ fn take_over(edit: &mut Edit<'_>, float: Value, codes: Value, y: &Pair) {
     edit.swap_names(float, y.dequantised);
 }
 
-fn layer_norm(edit: &mut Edit<'_>, id: NodeId, x: &Pair, y: &Pair) -> Result<(), TableError> {
+/// Of rows with codes of their own each an op of its own; their codes are one value's.
+fn layer_norm(edit: &mut Edit<'_>, id: NodeId, parts: &[Pair], y: &Pair) -> Result<(), TableError> {
+    let tables = parts.iter().map(|x| layer_norm_tables(edit, id, x, y)).collect::<Result<Vec<_>, _>>()?;
+    let Some(first) = tables.first() else { return Ok(()) };
+    let float = Value { node: id, port: 0 };
+    let name = edit.value_name(float).to_owned();
+    let mut init = |what: &str, t: Tensor| edit.add_init(id, &format!("{name}_{what}"), t);
+    // What the op makes of the normalised values is the same for all rows.
+    let output = [
+        init("gamma", Tensor::vector(&first.gamma)),
+        init("beta", Tensor::vector(&first.beta)),
+        init("shift", Tensor::scalar(first.shift)),
+        init("range", codes_tensor(y.coding.dtype(), &[first.y_range.0, first.y_range.1])),
+    ];
+    let mut of_part = |x: &Pair, tables: &LayerNormTables| {
+        let mut init = |what: &str, t: Tensor| edit.add_init(id, &format!("{name}_{what}"), t);
+        let mut zero = codes_tensor(x.coding.dtype(), &tables.x_zero_points);
+        if tables.x_zero_points.len() == 1 {
+            zero.shape.clear();
+        }
+        let zero = init("x_zero_point", zero);
+        let multiplier = init("multiplier", Tensor::vector(&tables.multiplier));
+        let eps = init("eps", Tensor::scalar(tables.eps));
+        let new = NewOp::new(OpName::new(AI_VITQ, "PtfLayerNorm"), &format!("{name}_codes"));
+        edit.add(id, new.inputs([x.codes, zero, multiplier, eps]).inputs(output))
+    };
+    let codes: Vec<Value> = parts.iter().zip(&tables).map(|(x, tables)| of_part(x, tables)).collect();
+    let codes = match codes[..] {
+        [one] => one,
+        _ => {
+            // Rows are joined on the axis on which they were taken apart.
+            let axis = edit.input(id, 0).and_then(|v| edit.op(v.node)?.attrs.int("axis")).unwrap_or(-2);
+            edit.add(id, NewOp::std("Concat", &format!("{name}_codes_of_rows")).inputs(codes).attr("axis", AttrValue::Int(axis)))
+        }
+    };
+    take_over(edit, float, codes, y);
+    Ok(())
+}
+
+fn layer_norm_tables(edit: &Edit<'_>, id: NodeId, x: &Pair, y: &Pair) -> Result<LayerNormTables, TableError> {
     let reals = |port| -> Vec<f64> {
         let t = edit.input(id, port).and_then(|v| edit.constant(v)).and_then(|t| t.to_f32().ok());
         t.unwrap_or_default().into_iter().map(f64::from).collect()
     };
     let (gamma, beta) = (reals(1), reals(2));
     let eps = edit.op(id).and_then(|o| o.attrs.float("epsilon")).unwrap_or(1e-5);
-    let tables = LayerNormTables::new(&LayerNormSpec {
+    LayerNormTables::new(&LayerNormSpec {
         gamma: &gamma,
         beta: &beta,
         eps: f64::from(eps),
@@ -134,25 +191,7 @@ fn layer_norm(edit: &mut Edit<'_>, id: NodeId, x: &Pair, y: &Pair) -> Result<(),
         input_type: code_type(x.coding),
         output: ptf(y),
         output_range: y.coding.range(),
-    })?;
-    let float = Value { node: id, port: 0 };
-    let name = edit.value_name(float).to_owned();
-    let init = |edit: &mut Edit<'_>, what: &str, t: Tensor| edit.add_init(id, &format!("{name}_{what}"), t);
-    let mut zero = codes_tensor(x.coding.dtype(), &tables.x_zero_points);
-    if tables.x_zero_points.len() == 1 {
-        zero.shape.clear();
-    }
-    let zero = init(edit, "x_zero_point", zero);
-    let multiplier = init(edit, "multiplier", Tensor::vector(&tables.multiplier));
-    let eps = init(edit, "eps", Tensor::scalar(tables.eps));
-    let gamma = init(edit, "gamma", Tensor::vector(&tables.gamma));
-    let beta = init(edit, "beta", Tensor::vector(&tables.beta));
-    let shift = init(edit, "shift", Tensor::scalar(tables.shift));
-    let range = init(edit, "range", codes_tensor(y.coding.dtype(), &[tables.y_range.0, tables.y_range.1]));
-    let new = NewOp::new(OpName::new(AI_VITQ, "PtfLayerNorm"), &format!("{name}_codes"));
-    let codes = edit.add(id, new.inputs([x.codes, zero, multiplier, eps, gamma, beta, shift, range]));
-    take_over(edit, float, codes, y);
-    Ok(())
+    })
 }
 
 /// x and the activation, for `x · sigmoid(x)` and `x · sigmoid(1.702 x)`.

@@ -1,13 +1,15 @@
 //! Applies a plan to a canonical graph; decides nothing.
 //!
 //! 1. [`unread`]: rows that nothing reads are not computed: the last block's patches where the head reads the class token alone.
-//! 2. [`qdq`]: every constant of the plan becomes integers behind a DequantizeLinear, every other value passes through a
+//! 2. [`apart`]: rows with codes of their own become values of their own: the class token's.
+//! 3. [`qdq`]: every constant of the plan becomes integers behind a DequantizeLinear, every other value passes through a
 //!    QuantizeLinear and a DequantizeLinear; biases become int32 with the product of the scales around them.
 //!    So do the constants that a plan adds to an accumulator.
-//! 3. [`rows`]: where the target has a kernel for it, Linears become Gemms on rows that add their int32 biases themselves.
-//! 4. [`custom`]: where the target has custom ops, DequantizeLinear → LayerNormalization, Softmax or Gelu → QuantizeLinear
+//! 4. [`rows`]: where the target has a kernel for it, Linears become Gemms on rows that add their int32 biases themselves.
+//! 5. [`custom`]: where the target has custom ops, DequantizeLinear → LayerNormalization, Softmax or Gelu → QuantizeLinear
 //!    becomes one integer op of domain `ai.vitq`, whose function body travels with the model.
 
+mod apart;
 mod bias;
 mod custom;
 mod expand;
@@ -19,6 +21,7 @@ mod unread;
 use crate::ir::{AI_VITQ, CANONICAL_OPSET, DType, Edit, Model, VerifyError, opset_needed, shape};
 use crate::quant::plan::Scheme;
 use crate::quant::{PlanError, QuantPlan};
+use crate::vit::SiteRef;
 
 pub use functions::{function, function_names};
 
@@ -80,15 +83,20 @@ pub enum LowerError {
     },
 }
 
-/// Has a canonical graph compute no rows that nothing reads, as [`lower`] does, and gives the number of operators with less to do. Values keep
-/// their names; what is known of shapes is forgotten.
-pub fn skip_unread_rows(edit: &mut Edit<'_>) -> usize {
+/// Changes a canonical graph as [`lower`] does before any value gets codes, for those who give them otherwise: rows that nothing reads are not
+/// computed, if `skip_unread` says so, and rows with codes of their own are apart, under the names that the sites have then. Other values keep
+/// theirs; what is known of shapes is forgotten. Gives the number of operators with less to do.
+///
+/// # Errors
+/// When a site's rows are none of its value.
+pub fn prepare(edit: &mut Edit<'_>, sites: &mut [SiteRef], skip_unread: bool) -> Result<usize, LowerError> {
     let shapes = shape::infer(edit, CANONICAL_OPSET);
-    let narrowed = unread::lower(edit, &shapes, &mut []);
-    if narrowed > 0 {
+    let narrowed = if skip_unread { unread::lower(edit, &shapes, &mut []) } else { None };
+    let joined = apart::lower(edit, &shapes, &mut sites.iter_mut().collect::<Vec<_>>(), narrowed.as_ref())?;
+    if narrowed.is_some() || !joined.is_empty() {
         edit.clear_value_infos();
     }
-    narrowed
+    Ok(narrowed.map_or(0, |n| n.values.len()))
 }
 
 /// Applies a plan to a canonical model.
@@ -100,9 +108,12 @@ pub fn lower(model: &mut Model, plan: &QuantPlan) -> Result<LowerReport, LowerEr
     let mut edit = Edit::new(&mut model.graph);
     let mut sites = plan.sites.clone();
     let whole = shape::infer(&edit, CANONICAL_OPSET);
-    report.narrowed = unread::lower(&mut edit, &whole, &mut sites);
+    let narrowed = unread::lower(&mut edit, &whole, &mut sites);
+    report.narrowed = narrowed.as_ref().map_or(0, |n| n.values.len());
+    let joined =
+        apart::lower(&mut edit, &whole, &mut sites.iter_mut().map(|s| &mut s.site).collect::<Vec<_>>(), narrowed.as_ref())?;
     // What the file says of shapes fills the gaps of inference.
-    let shapes = if report.narrowed == 0 { whole } else { shape::infer(&edit, CANONICAL_OPSET) };
+    let shapes = shape::infer(&edit, CANONICAL_OPSET);
     edit.clear_value_infos();
     let axes = qdq::channel_axes(&edit, &shapes, &sites);
     let mut quantised = qdq::Quantised::default();
@@ -134,7 +145,7 @@ pub fn lower(model: &mut Model, plan: &QuantPlan) -> Result<LowerReport, LowerEr
         rows::lower(&mut edit, &quantised, &shapes);
     }
     if plan.target.has_custom_ops() {
-        custom::lower(&mut edit, &quantised, &shapes, &mut report)?;
+        custom::lower(&mut edit, &quantised, &shapes, &joined, &mut report)?;
     }
     custom::report_float_softmaxes(&edit, &quantised, &mut report);
     expand::rms_norms(&mut edit);

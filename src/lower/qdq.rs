@@ -46,7 +46,8 @@ pub(super) fn channel_axes(graph: &Graph, shapes: &Shapes, sites: &[SitePlan]) -
 }
 
 pub(super) fn misfit(site: &SitePlan, value: &str, what: impl Into<String>) -> LowerError {
-    let first = site.site.values.first().map_or("", String::as_str);
+    // A sum of which nothing is left but the class token's row has no value of its own.
+    let first = site.site.values.first().or(site.site.observe.as_ref()).map_or("", String::as_str);
     let value = if value.is_empty() { first } else { value };
     LowerError::Misfit { site: site.name.clone(), value: value.to_owned(), what: what.into() }
 }

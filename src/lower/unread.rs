@@ -16,9 +16,9 @@ const ELEMENTWISE: [&str; 8] = ["Clip", "Gelu", "Relu", "Sigmoid", "Tanh", "Hard
 const BINARY: [&str; 4] = ["Add", "Sub", "Mul", "Div"];
 
 /// Picks the rows early that are all that is read of a value later. What is picked of a site's values becomes one of them, so that it has
-/// their codes. Gives the number of operators that have less to do.
-pub(super) fn lower(edit: &mut Edit<'_>, shapes: &Shapes, sites: &mut [SitePlan]) -> usize {
-    let Some((rows, narrow)) = Picked::find(edit, shapes) else { return 0 };
+/// their codes. Gives what has less to do.
+pub(super) fn lower(edit: &mut Edit<'_>, shapes: &Shapes, sites: &mut [SitePlan]) -> Option<Narrowed> {
+    let (rows, narrow) = Picked::find(edit, shapes)?;
     let mut picked: BTreeMap<(Value, usize), Value> = BTreeMap::new();
     for value in edit.ops().into_iter().map(|node| Value { node, port: 0 }) {
         let Some(&axis) = narrow.get(&value) else { continue };
@@ -34,7 +34,24 @@ pub(super) fn lower(edit: &mut Edit<'_>, shapes: &Shapes, sites: &mut [SitePlan]
         }
     }
     rows.renumber(edit);
-    narrow.len()
+    let values = narrow.into_keys().map(|v| edit.value_name(v).to_owned()).collect();
+    Some(Narrowed { values, rows: [rows.first, rows.first + rows.count] })
+}
+
+/// What only some rows are left of.
+pub(super) struct Narrowed {
+    /// The values' names, of which each is what an operator makes.
+    pub(super) values: BTreeSet<String>,
+    /// The rows that are left, from one and up to another.
+    pub(super) rows: [usize; 2],
+}
+
+impl Narrowed {
+    /// Which of the rows that are left are some rows of the whole, and how many are left; none where they begin and end at one.
+    pub(super) fn of(&self, rows: [usize; 2]) -> ([usize; 2], usize) {
+        let [first, end] = self.rows;
+        (rows.map(|row| row.clamp(first, end) - first), end - first)
+    }
 }
 
 /// The rows that the operators at the end pick.
@@ -127,9 +144,10 @@ impl Picked {
         let bounds = [number("read_from", self.first), number("read_to", self.first + self.count), number("read_axis", axis)];
         let rows = edit.fresh_name(&format!("{name}_read"));
         let slice = edit.add(reader, NewOp::std("Slice", &rows).input(value).inputs(bounds));
-        // Log2 codes are a Softmax's own; an accumulator's rows are the accumulator's still.
-        let coded =
-            |s: &&mut SitePlan| !s.site.weight && !matches!(s.scheme, Scheme::Log2 { .. }) && s.site.values.contains(&name);
+        // Log2 codes are a Softmax's own; an accumulator's rows are the accumulator's still. Rows that are a site of their own are taken
+        // apart later.
+        let whole = |s: &SitePlan| !s.site.weight && s.site.rows.is_none() && s.site.values.contains(&name);
+        let coded = |s: &&mut SitePlan| whole(s) && !matches!(s.scheme, Scheme::Log2 { .. });
         if let Some(site) = sites.iter_mut().find(coded) {
             site.site.values.push(edit.value_name(slice).to_owned());
         }

@@ -15,8 +15,8 @@ use crate::calib::run::Named;
 use crate::config::Config;
 use crate::config::schema::{Rounding, SiteConfig};
 use crate::ir::Tensor;
+use crate::quant::QuantPlan;
 use crate::quant::fake::fake_constant;
-use crate::quant::{QuantPlan, Target};
 use crate::runtime::tract::{EngineError, EngineOptions};
 use crate::tune::bias;
 use crate::tune::gptq::{self, Feedback};
@@ -103,7 +103,7 @@ impl Adjust<'_> {
         let mut others = fake_constants(&out.plan, |name| graph.constant(graph.value(name)?)).map_err(|e| self.misfit(e))?;
         jobs.iter().for_each(|j| drop(others.remove(&j.linear.weights)));
         let others = self.source.with_constants(others)?;
-        let objective = self.objective(out.plan.target, &others, &inputs, self.inputs)?;
+        let objective = self.objective(&out.plan, &others, &inputs, self.inputs)?;
         let codes = objective.assignment(&out.plan);
         // In the order of the data flow, one block at a time: the moments of all of them would take much memory.
         jobs.sort_by_key(|j| objective.place(j.watched).1);
@@ -160,7 +160,7 @@ impl Adjust<'_> {
     /// How much the outputs depend on the first rows of each of these values, on the first samples.
     fn dependences(&self, source: &Source, watched: &[String], plan: &QuantPlan) -> Result<Vec<f64>, PipelineError> {
         let first = self.first_inputs();
-        let objective = self.objective(plan.target, source, watched, first)?;
+        let objective = self.objective(plan, source, watched, first)?;
         let codes = objective.assignment(plan);
         let undisturbed = self.ran(objective.outputs(&codes))?;
         let mut order: Vec<usize> = (0..watched.len()).collect();
@@ -186,13 +186,14 @@ impl Adjust<'_> {
 
     pub(super) fn objective(
         &self,
-        target: Target,
+        plan: &QuantPlan,
         source: &Source,
         watched: &[String],
         inputs: &[Named],
     ) -> Result<Objective, PipelineError> {
         let Adjust { options, threads, .. } = *self;
-        self.ran(Objective::watching(&source.model, &source.coded_sites(target), watched, inputs.to_vec(), options, threads))
+        let (source, sites) = source.simulated(plan, false)?;
+        self.ran(Objective::watching(&source.model, &sites, watched, inputs.to_vec(), options, threads))
     }
 
     pub(super) fn ran<T>(&self, result: Result<T, EngineError>) -> Result<T, PipelineError> {

@@ -1,5 +1,6 @@
 //! Calibration on the executor.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
@@ -9,8 +10,11 @@ use super::{PipelineError, Samples, Source};
 use crate::calib::run::{Named, OnValue};
 use crate::calib::{self, Part, Progress, SampleSource, Selection, Stats, TapSpec};
 use crate::config::Config;
+use crate::ir::{Edit, Model};
+use crate::lower::prepare;
 use crate::quant;
 use crate::runtime::tract::{Engine, EngineOptions, Session};
+use crate::vit::SiteRef;
 
 /// The executor of a canonical model with every value tapped that a configuration wants to be observed; its outputs are the
 /// float model's.
@@ -20,11 +24,29 @@ use crate::runtime::tract::{Engine, EngineOptions, Session};
 pub fn engine_of(source: &Source, config: &Config, options: &EngineOptions) -> Result<Engine, PipelineError> {
     let taps: Vec<String> = quant::recordings(&source.vit.sites, config).into_iter().map(|t| t.value).collect();
     let failed = |e| PipelineError::Engine { path: source.path.clone(), source: e };
+    let model = observed(&source.model, &source.vit.sites, &taps)?;
     std::thread::scope(|scope| {
         // What the statistics will be tied to takes a while on large weights, and the executor is not made on all processors.
         scope.spawn(|| source.digest());
-        Engine::new(&source.model, &taps, options).map_err(failed)
+        Engine::new(&model, &taps, options).map_err(failed)
     })
+}
+
+/// A canonical model in which every value that is tapped has its name: rows that are observed by themselves are apart.
+///
+/// # Errors
+/// When such rows are none of their value.
+pub fn observed<'a>(model: &'a Model, sites: &[SiteRef], taps: &[String]) -> Result<Cow<'a, Model>, PipelineError> {
+    let by_itself = |s: &&SiteRef| s.rows.is_none() || taps.iter().any(|t| t == s.observed());
+    let mut sites: Vec<SiteRef> = sites.iter().filter(by_itself).cloned().collect();
+    if sites.iter().all(|s| s.rows.is_none()) {
+        return Ok(Cow::Borrowed(model));
+    }
+    let mut model = model.clone();
+    let mut edit = Edit::new(&mut model.graph);
+    prepare(&mut edit, &mut sites, false)?;
+    edit.commit().map_err(|e| PipelineError::Lower(e.into()))?;
+    Ok(Cow::Owned(model))
 }
 
 /// The model's first output for the first samples of a calibration, kept while it runs: what [`evaluate_kept`](super::evaluate_kept) compares with

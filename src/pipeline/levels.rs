@@ -33,8 +33,7 @@ impl Adjust<'_> {
         let bar = (self.progress)("choosing levels");
         let (jobs, watched) = self.codebooks(plan);
         let (first, all) = (self.first_inputs(), self.inputs);
-        let target = plan.target;
-        let objective = |inputs| self.objective(target, self.source, &watched, inputs);
+        let objective = |inputs| self.objective(plan, self.source, &watched, inputs);
         let (few, many) = (objective(first)?, objective(all)?);
         let (float, mut codes) = (few.float(), many.assignment(plan));
         let undisturbed = self.ran(few.outputs(&float))?;

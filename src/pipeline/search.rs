@@ -135,7 +135,7 @@ impl Search<'_> {
         let mut left = found.damages.clone();
         if wanted.widens() {
             let quantised =
-                self.source.with_fake_constants(&found.plan)?.objective(self.target, &inputs, self.options, self.threads)?;
+                self.source.with_fake_constants(&found.plan)?.objective(&found.plan, &inputs, self.options, self.threads)?;
             let rest = self.weights_alone(&objective, &quantised)?;
             let goal = Goal {
                 noise: wanted.widen_to_db.map_or(0.0, |db| 10f64.powf(-db / 10.0)),
@@ -155,7 +155,7 @@ impl Search<'_> {
 
     /// The float model that a plan is of, on some samples.
     pub(super) fn objective(&self, plan: &QuantPlan, inputs: &[Named]) -> Result<Objective, PipelineError> {
-        self.source.reparameterized(&plan.reparameterized)?.objective(self.target, inputs, self.options, self.threads)
+        self.source.reparameterized(&plan.reparameterized)?.objective(plan, inputs, self.options, self.threads)
     }
 
     fn clip(&self, found: &mut Found) -> Result<(), PipelineError> {
@@ -235,7 +235,7 @@ impl Search<'_> {
     ) -> Result<(f64, f64, BTreeMap<String, f64>), PipelineError> {
         let ran = |r: Result<f64, EngineError>| r.map_err(|e| self.failed(e));
         let outputs = |o: &Objective, a: &Assignment| o.outputs(a).map_err(|e| self.failed(e));
-        let quantised = self.source.with_fake_constants(plan)?.objective(self.target, inputs, self.options, self.threads)?;
+        let quantised = self.source.with_fake_constants(plan)?.objective(plan, inputs, self.options, self.threads)?;
         let reference = outputs(float, &float.float())?;
         let weights = self.weights_alone(float, &quantised)?;
         let codes = quantised.assignment(plan);

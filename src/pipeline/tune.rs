@@ -6,8 +6,8 @@ use super::{PipelineError, Samples, Source};
 use crate::calib::SampleSource;
 use crate::calib::run::Named;
 use crate::ir::Tensor;
-use crate::lower::skip_unread_rows;
-use crate::quant::{QuantPlan, Target};
+use crate::lower::prepare;
+use crate::quant::QuantPlan;
 use crate::runtime::tract::EngineOptions;
 use crate::tune::objective::{Objective, fake_constants};
 use crate::vit::SiteRef;
@@ -38,28 +38,31 @@ impl Source {
         source.with_constants(constants.map_err(|what| PipelineError::Input { path: self.path.clone(), what })?)
     }
 
-    /// What this source computes on some samples, and with which sites it can be changed as a target has them. Rows that nothing reads are
+    /// What this source computes on some samples, and with which sites it can be changed as a plan has them. Rows that nothing reads are
     /// not computed.
     ///
     /// # Errors
     /// When the executor cannot run the model.
     pub fn objective(
         &self,
-        target: Target,
+        plan: &QuantPlan,
         samples: &[Named],
         options: &EngineOptions,
         threads: usize,
     ) -> Result<Objective, PipelineError> {
-        let source = self.with_model(|edit| {
-            skip_unread_rows(edit);
-        })?;
-        Objective::new(&source.model, &self.coded_sites(target), samples.to_vec(), options, threads)
+        let (source, sites) = self.simulated(plan, true)?;
+        Objective::new(&source.model, &sites, samples.to_vec(), options, threads)
             .map_err(|source| PipelineError::Engine { path: self.path.clone(), source })
     }
 
-    /// The sites with the values that get codes on a target.
-    pub(super) fn coded_sites(&self, target: Target) -> Vec<SiteRef> {
-        self.vit.sites.iter().map(|site| target.coded(site)).collect()
+    /// The model that a plan is simulated on, with or without rows that nothing reads, and the sites with the values that get codes in it.
+    pub(super) fn simulated(&self, plan: &QuantPlan, skip_unread: bool) -> Result<(Source, Vec<SiteRef>), PipelineError> {
+        let coded = self.vit.sites.iter().filter(|s| s.rows.is_none() || plan.site(&s.full_name()).is_some());
+        let mut sites: Vec<SiteRef> = coded.map(|site| plan.target.coded(site)).collect();
+        let mut prepared = Ok(0);
+        let source = self.with_model(|edit| prepared = prepare(edit, &mut sites, skip_unread))?;
+        prepared?;
+        Ok((source, sites))
     }
 }
 

@@ -5,6 +5,7 @@ use super::params::{positive_scale, ptf_scheme, range};
 use super::plan::{Codes, Factors, Scheme, ZeroPoint};
 use crate::calib::codebook::Grid;
 use crate::calib::histogram::Histogram;
+use crate::calib::ptf::Reach;
 use crate::calib::{Error, ValueStats};
 use crate::config::schema::SiteConfig;
 use crate::parallel;
@@ -46,7 +47,9 @@ pub(super) fn scheme(seen: &ValueStats, cfg: &SiteConfig, signed: bool, kind: Gr
     };
     let grids = match kind {
         GridKind::Tensor => shrunk(&affine_scheme(range(seen, cfg)?, codes, false)),
-        GridKind::Far { shared } => shrunk(&ptf_scheme(seen, &SiteConfig { bits: GRID_BITS, ..cfg.clone() }, codes, shared)?),
+        GridKind::Far { shared } => {
+            shrunk(&ptf_scheme(seen, &SiteConfig { bits: GRID_BITS, ..cfg.clone() }, codes, Reach::Shared(shared))?)
+        }
         GridKind::Spread => {
             let channels = seen.channels().filter(|c| c.has_sketches()).ok_or_else(missing)?;
             let shapes: Vec<Shape> = (0..channels.len()).filter_map(|c| channels.histogram(c)).map(|h| shape(&h)).collect();

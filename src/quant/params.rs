@@ -5,7 +5,7 @@ use crate::calib::kl::Kl;
 use crate::calib::minmax::Minmax;
 use crate::calib::omse::Omse;
 use crate::calib::percentile::Percentile;
-use crate::calib::ptf::{self, PtfOptions};
+use crate::calib::ptf::{self, PtfOptions, Reach};
 use crate::calib::{Error as CalibError, Grid, Observer, Range, RangeQuery, ValueStats};
 use crate::config::schema::{CalibrationMode, Observer as ObserverKind, SiteConfig};
 
@@ -51,7 +51,7 @@ pub(super) fn positive_scale(scale: f64) -> f32 {
     if scale.is_finite() && scale >= f32::MIN_POSITIVE { scale } else { 1.0 }
 }
 
-pub(super) fn ptf_scheme(seen: &ValueStats, cfg: &SiteConfig, codes: Codes, shared: f64) -> Result<Scheme, CalibError> {
+pub(super) fn ptf_scheme(seen: &ValueStats, cfg: &SiteConfig, codes: Codes, reach: Reach) -> Result<Scheme, CalibError> {
     let own_zero_points = cfg.calibration_mode == CalibrationMode::ChannelWise;
     let options = PtfOptions {
         bits: cfg.bits,
@@ -59,7 +59,7 @@ pub(super) fn ptf_scheme(seen: &ValueStats, cfg: &SiteConfig, codes: Codes, shar
         mantissa_bits: cfg.ptf_mantissa_bits,
         search: cfg.ptf_search,
         own_zero_points,
-        shared,
+        reach,
     };
     // The search weighs clipping against resolution itself, channel by channel.
     let clipped = if options.search && cfg.observer == ObserverKind::Omse { None } else { Some(range(seen, cfg)?) };

@@ -7,6 +7,8 @@ use super::params::{affine_scheme, ptf_scheme, range};
 use super::plan::{Codes, FloatSite, PLAN_VERSION, QuantPlan, Reparameterized, Scheme, SitePlan};
 use super::reparameterize::divided_range;
 use super::{Target, weights};
+use crate::calib::channels::Channels;
+use crate::calib::ptf::Reach;
 use crate::calib::stats::Recording;
 use crate::calib::{Error as CalibError, Range, Stats, TapSpec, ValueStats};
 use crate::config::schema::{CalibrationMode, Config, Key, Method, Observer as ObserverKind, SiteConfig, Source};
@@ -73,6 +75,9 @@ pub fn recordings(sites: &[SiteRef], config: &Config) -> Vec<TapSpec> {
     let mut taps: BTreeMap<String, TapSpec> = BTreeMap::new();
     for site in sites.iter().filter(|s| !s.weight) {
         let cfg = config.resolve(site.block, site.site.name());
+        if site.rows.is_some() && !has_own_rows(&cfg) {
+            continue;
+        }
         let codebook = cfg.method == Method::Codebook;
         let ptf = cfg.method == Method::Ptf || codebook && has_channels(site.site);
         let recording = Recording {
@@ -92,8 +97,18 @@ pub fn recordings(sites: &[SiteRef], config: &Config) -> Vec<TapSpec> {
     taps.into_values().collect()
 }
 
+/// Whether some rows of a site have codes of their own, where the target can.
+fn has_own_rows(cfg: &SiteConfig) -> bool {
+    cfg.class_token_codes && cfg.method == Method::Ptf && !cfg.float
+}
+
 /// The share of an MLP's hidden units that have one exponent: all but the few that are much larger than the others.
 const SHARED: f64 = 0.95;
+/// How far a class token reaches is not known from fewer rows.
+const FEWEST_ROWS: u64 = 8;
+/// A class token has a row or two a sample, so that its channels reach farther than they were seen to: of a normal distribution one value in 150 000 is
+/// more than so many standard deviations from the mean.
+const DEVIATIONS: f64 = 4.5;
 /// A hidden unit is much larger when its range is this many times the largest of the others'.
 const MASSIVE: f64 = 6.0;
 /// GELU of what lies below is within [`GELU_TAIL`] of 0.
@@ -127,6 +142,13 @@ pub fn make_plan(
         match decided {
             Decided::Codes(site) => plan.sites.push(*site),
             Decided::Float(site) => plan.float.push(site),
+            Decided::Together(None) => {}
+            Decided::Together(Some(note)) => {
+                // Their sum is decided just before.
+                if let Some(sum) = plan.sites.last_mut() {
+                    sum.note = Some(sum.note.take().map_or(note.clone(), |known| format!("{known}; {note}")));
+                }
+            }
         }
     }
     Ok(plan)
@@ -136,15 +158,23 @@ pub fn make_plan(
 enum Decided {
     Codes(Box<SitePlan>),
     Float(FloatSite),
+    /// Some rows of a site, which go with the others, and what of that is to be told.
+    Together(Option<String>),
 }
 
 fn decide(facts: &ModelFacts, stats: &Stats, site: &SiteRef, config: &Config, target: Target) -> Result<Decided, PolicyError> {
     let cfg = config.resolve(site.block, site.site.name());
-    let reason = if cfg.float {
-        Some("the configuration says so")
-    } else {
-        target.keeps_float(site, facts.multiplied.contains(&site.full_name()))
-    };
+    let multiplied = facts.multiplied.contains(&site.full_name());
+    if site.rows.is_some() && (!has_own_rows(&cfg) || multiplied || !target.has_custom_ops()) {
+        return Ok(Decided::Together(None));
+    }
+    let seen = site.rows.and_then(|_| stats.get(site.observed())?.channels()).map(Channels::count);
+    if let Some(rows) = seen.filter(|&n| n < FEWEST_ROWS) {
+        let note =
+            format!("its class token has no codes of its own: {rows} samples do not tell how far it reaches, {FEWEST_ROWS} do");
+        return Ok(Decided::Together(Some(note)));
+    }
+    let reason = if cfg.float { Some("the configuration says so") } else { target.keeps_float(site, multiplied) };
     if let Some(reason) = reason {
         return Ok(Decided::Float(FloatSite { name: site.full_name(), site: site.site, reason: reason.to_owned() }));
     }
@@ -247,7 +277,12 @@ fn activation(
             cfg.ptf_mantissa_bits = 0;
             notes.push("powers of two, without mantissas: a Linear reads them as shifts".to_owned());
         }
-        ptf_scheme(seen, &cfg, codes, if hidden { SHARED } else { 0.0 }).map_err(failed)?
+        let reach = match (site.rows.is_some(), hidden) {
+            (true, _) => Reach::Deviations(DEVIATIONS),
+            (_, true) => Reach::Shared(SHARED),
+            _ => Reach::Seen,
+        };
+        ptf_scheme(seen, &cfg, codes, reach).map_err(failed)?
     } else {
         // The entry `patch_embed` speaks of the convolution's weights; its output shares the name and the width.
         let of_weights = site.site == Site::PatchEmbed;
@@ -259,7 +294,7 @@ fn activation(
         // Few log2 codes span the probabilities; as many uniform ones would not.
         let codes = if cfg.method == Method::Log2 { Codes { bits: codes.bits.max(8), ..codes } } else { codes };
         let mut range = range(seen, cfg).map_err(failed)?;
-        if site.observe.is_some() {
+        if site.observe.is_some() && site.rows.is_none() {
             // What a mask hides must lie below all that it leaves: e^-12 of the largest probability is none of 8 bits.
             const HIDDEN: f64 = 12.0;
             range.lo = range.lo.min(f64::from(lo)) - HIDDEN;
@@ -320,7 +355,7 @@ fn channels_fit(facts: &ModelFacts, site: &SiteRef, seen: &ValueStats, notes: &m
     }
     let weights = facts.sites.iter().find(|s| s.site == Site::PatchEmbed && s.weight);
     let filters = weights.and_then(|s| s.values.first()).and_then(|v| facts.constants.get(v)).and_then(|t| t.shape.first());
-    let fit = filters.copied() == seen.channels().map(crate::calib::channels::Channels::len);
+    let fit = filters.copied() == seen.channels().map(Channels::len);
     if !fit {
         notes.push("one scale for the tensor, not PTF: its last axis is not one of the convolution's channels".to_owned());
     }

@@ -40,8 +40,9 @@ impl<'a> Walk<'a> {
         Ok(Walk { objective, background, reference, signal, prefix })
     }
 
-    /// Sites in the order in which this walk meets them.
-    pub fn order<T>(&self, sites: &mut [T], name: impl Fn(&T) -> &str) {
+    /// Keeps the sites that this walk meets, in the order in which it does.
+    pub fn order<T>(&self, sites: &mut Vec<T>, name: impl Fn(&T) -> &str) {
+        sites.retain(|s| self.objective.has(name(s)));
         sites.sort_by_key(|s| self.objective.cut_before(name(s)));
     }
 

@@ -170,6 +170,11 @@ impl Objective {
         }
     }
 
+    /// Whether a site has a value here: of a sum of which only the class token's row is left, the other rows' site has none.
+    pub fn has(&self, site: &str) -> bool {
+        self.sites.get(site).is_some_and(|taps| !taps.is_empty())
+    }
+
     /// How many cuts there are.
     pub fn cuts(&self) -> usize {
         self.schedule.cuts()

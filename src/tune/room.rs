@@ -61,7 +61,8 @@ pub fn make_room(
     let mut kinds: BTreeMap<(Site, u8), Vec<(String, Scheme)>> = BTreeMap::new();
     // The steps of a site whose channels one plan divides and the other does not cannot be compared.
     let divides = |plan: &QuantPlan, name: &str| plan.reparameterized.iter().any(|r| r.site == name);
-    for site in plan.sites.iter().filter(|s| s.rounds() && !keeps(&s.name)) {
+    // A class token's ranges reach farther than calibration saw already.
+    for site in plan.sites.iter().filter(|s| s.rounds() && s.site.rows.is_none() && !keeps(&s.name)) {
         let other = part.site(&site.name).filter(|_| divides(plan, &site.name) == divides(part, &site.name));
         if let Some(scheme) = other.and_then(|other| in_width_of(&other.scheme, &site.scheme)) {
             kinds.entry((site.site.site, scheme.bits())).or_default().push((site.name.clone(), scheme));

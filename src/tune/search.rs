@@ -68,7 +68,9 @@ pub fn refine(
     progress: &dyn Progress,
 ) -> Result<Vec<Change>, EngineError> {
     let all: f64 = damages.iter().map(|d| d.noise).sum();
-    let chosen: Vec<&Damage> = damages.iter().filter(|d| d.noise > all * share).collect();
+    // Of a class token these samples have one row each: fewer than its range was taken from.
+    let rows = |d: &Damage| plan.site(&d.site).is_some_and(|s| s.site.rows.is_some());
+    let chosen: Vec<&Damage> = damages.iter().filter(|d| d.noise > all * share && !rows(d)).collect();
     let mut changes = Vec::new();
     for (i, damage) in chosen.iter().enumerate() {
         let Some(site) = plan.sites.iter_mut().find(|s| s.name == damage.site) else { continue };

@@ -461,6 +461,6 @@ impl Listed {
         };
         let Some(name) = (1..).map(named).find(|name| !taken(name)) else { return };
         let (site, weight, observe) = (part.site, part.weight, part.observe);
-        self.sites.push(SiteRef { block: Some(self.block), site, part: name, weight, values, observe });
+        self.sites.push(SiteRef { block: Some(self.block), site, part: name, weight, values, observe, rows: None });
     }
 }

@@ -204,6 +204,6 @@ impl Walk<'_> {
         let values: Vec<String> = values.iter().map(|&v| self.graph.value_name(v).to_owned()).collect();
         // Names of values are unique in a graph, and stable from one export to the next.
         let part = (site != Site::Input || self.graph.inputs().len() > 1).then(|| values[0].clone());
-        self.sites.push(SiteRef { block: None, site, part, weight, values, observe: None });
+        self.sites.push(SiteRef { block: None, site, part, weight, values, observe: None, rows: None });
     }
 }

@@ -5,6 +5,7 @@
 
 mod attention;
 mod block;
+mod class_token;
 mod general;
 mod mlp;
 mod norm;
@@ -65,6 +66,7 @@ pub fn recognise(graph: &Graph) -> Vit {
     let (outside, misses) = outside::sites(graph, &blocks, &sites);
     sites.extend(outside);
     near_misses.extend(misses);
+    class_token::add(graph, &mut sites);
     let (general, more) = general::sites(graph, &sites);
     sites.extend(more);
     let multiplied = sites.iter().filter(|s| !s.weight && s.values.iter().any(|v| is_multiplied(graph, v)));

@@ -66,7 +66,7 @@ mod tests {
         );
         let graph = parse_model(&text).unwrap().graph;
         let values = ["n", "r"].into_iter().filter(|v| graph.value(v).is_some()).map(str::to_owned).collect();
-        let site = SiteRef { block: Some(0), site: Site::Norm1, part: None, weight: false, values, observe: None };
+        let site = SiteRef { block: Some(0), site: Site::Norm1, part: None, weight: false, values, observe: None, rows: None };
         find(&graph, &site)
     }
 

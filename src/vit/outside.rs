@@ -50,7 +50,7 @@ impl Walk<'_> {
         };
         // Two heads, or a norm on either side of the pooling.
         let Some(part) = (1..).map(named).find(|p| !taken(p)) else { return };
-        self.sites.push(SiteRef { block, site, part, weight, values, observe: None });
+        self.sites.push(SiteRef { block, site, part, weight, values, observe: None, rows: None });
     }
 
     fn miss(&mut self, at: Value, what: &str) {

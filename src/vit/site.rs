@@ -158,6 +158,10 @@ pub struct SiteRef {
     /// The value to observe in their place: scores before a mask makes some of them vanish.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observe: Option<String>,
+    /// The rows that the site is of, from one and up to another, on the axis before the last: those of the class token in a sum of which
+    /// another site is the other rows. Of the single value, `observe` names these rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<[usize; 2]>,
 }
 
 impl SiteRef {

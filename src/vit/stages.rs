@@ -71,7 +71,7 @@ impl Walk<'_> {
     fn site(&mut self, block: Option<usize>, site: Site, part: &str, values: Vec<String>) {
         let constant = |name: &String| self.graph.value(name).is_some_and(|v| self.graph.constant(v).is_some());
         let weight = values.iter().any(constant);
-        self.sites.push(SiteRef { block, site, part: Some(part.to_owned()), weight, values, observe: None });
+        self.sites.push(SiteRef { block, site, part: Some(part.to_owned()), weight, values, observe: None, rows: None });
     }
 
     fn is(&self, v: Value, ops: &[&str]) -> bool {

@@ -108,7 +108,7 @@ tiny (float[batch, 1, 4, 4] image) => (float[batch, 3] logits)
     let mut model = parse_model(&text).unwrap();
     canon::canonicalise(&mut model).unwrap();
     let vit = recognise(&model.graph);
-    assert_eq!((vit.blocks.len(), vit.sites.len()), (1, 28), "{:?}", vit.near_misses);
+    assert_eq!((vit.blocks.len(), vit.sites.len()), (1, 31), "{:?}", vit.near_misses);
     (model, vit)
 }
 
@@ -134,7 +134,8 @@ impl SampleSource for Images {
 pub fn stats(model: &Model, vit: &Vit, config: &Config) -> Stats {
     let taps = recordings(&vit.sites, config);
     let names: Vec<String> = taps.iter().map(|t| t.value.clone()).collect();
-    let engine = Engine::new(model, &names, &EngineOptions::default()).unwrap();
+    let model = pipeline::observed(model, &vit.sites, &names).unwrap();
+    let engine = Engine::new(&model, &names, &EngineOptions::default()).unwrap();
     calibrate(&engine, &taps, &Images(16), Digest::default(), 1, &()).unwrap()
 }
 
