@@ -148,7 +148,10 @@ fn a_site_does_the_same_damage_whichever_was_measured_before_it() {
 fn the_damage_of_all_sites_is_nearly_the_sum_of_each() {
     let b = Bench::int8(Target::Integer);
     let found = b.damages();
-    assert_eq!(found.len(), b.plan.sites.iter().filter(|s| s.rounds()).count());
+    // Of the last block's sums nothing but the class token's row is computed, which is another site.
+    let measured = |s: &&SitePlan| found.iter().any(|d| d.site == s.name);
+    let without: Vec<&str> = b.plan.sites.iter().filter(|s| s.rounds() && !measured(s)).map(|s| s.name.as_str()).collect();
+    assert_eq!(without, ["blocks.3.residual1", "blocks.3.residual2"]);
     let sum: f64 = found.iter().map(|d| d.noise).sum();
     let float = b.float();
     let reference = float.outputs(&float.float()).unwrap();
