@@ -244,7 +244,10 @@ fn few_samples_are_too_few() {
     let plan = digits.plan(&config::preset("int8").unwrap().unwrap(), Target::Integer);
     assert!(plan.sites.iter().all(|s| s.site.rows.is_none()));
     let note = plan.site("blocks.1.residual1").unwrap().note.clone().unwrap();
-    assert_eq!(note, "its class token has no codes of its own: 7 samples do not tell how far it reaches, 8 do");
+    assert_eq!(
+        note,
+        "its class token has no codes of its own: 7 rows do not tell how far it reaches, 8 do: calibrate on more samples"
+    );
 }
 
 /// Rows that the model itself picks of a sum, and puts out, keep their name.

@@ -170,8 +170,9 @@ fn decide(facts: &ModelFacts, stats: &Stats, site: &SiteRef, config: &Config, ta
     }
     let seen = site.rows.and_then(|_| stats.get(site.observed())?.channels()).map(Channels::count);
     if let Some(rows) = seen.filter(|&n| n < FEWEST_ROWS) {
-        let note =
-            format!("its class token has no codes of its own: {rows} samples do not tell how far it reaches, {FEWEST_ROWS} do");
+        let note = format!(
+            "its class token has no codes of its own: {rows} rows do not tell how far it reaches, {FEWEST_ROWS} do: calibrate on more samples"
+        );
         return Ok(Decided::Together(Some(note)));
     }
     let reason = if cfg.float { Some("the configuration says so") } else { target.keeps_float(site, multiplied) };
