@@ -3,6 +3,7 @@
 
 use ndarray::ArrayD;
 use proptest::prelude::*;
+use vitq::calib::piecewise::Segments;
 use vitq::calib::run::{Failure, Forward, ForwardSession, Named, OnValue};
 use vitq::calib::{Digest, SampleSource, calibrate};
 use vitq::config::load::parse;
@@ -189,6 +190,10 @@ fn any_scheme() -> impl Strategy<Value = Scheme> {
                 grid: Box::new(Scheme::Weight { bits: 8, axis, scales }),
                 levels
             }),
+        (any_codes(), positive(), any::<i16>(), any::<[u8; 3]>()).prop_map(|(codes, scale, z, [bits, breakpoint, shift])| {
+            let grid = Box::new(Scheme::Affine { codes, scale, zero_point: z.into() });
+            Scheme::Piecewise { grid, segments: Segments { bits, breakpoint, shift } }
+        }),
         (4u8..=8, 0u8..=4, 0.9f32..1.1, any::<bool>()).prop_map(|(bits, fraction_bits, scale, normalized)| Scheme::Log2 {
             bits,
             fraction_bits,

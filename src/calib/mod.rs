@@ -25,6 +25,7 @@
 //! | [`observer`] | the trait, the range, what a range is asked for |
 //! | [`distortion`] | the exact squared error of quantising a histogram |
 //! | [`minmax`], [`percentile`], [`omse`], [`kl`], [`ptf`] | the observers |
+//! | [`piecewise`] | small steps where most values are, large ones beyond |
 //!
 //! # What merges exactly
 //!
@@ -47,6 +48,7 @@ pub mod omse;
 mod own;
 mod pages;
 pub mod percentile;
+pub mod piecewise;
 pub mod ptf;
 mod rows;
 pub mod run;

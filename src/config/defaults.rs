@@ -27,6 +27,7 @@ pub(super) fn built_in(site: &str) -> SiteConfig {
         ptf_search: true,
         keep_accumulator: true,
         class_token_codes: true,
+        ptf_piecewise: true,
         reparameterize: true,
         weight_rounding: Rounding::Nearest,
         bias_correction: false,

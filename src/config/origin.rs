@@ -34,6 +34,8 @@ pub enum Key {
     KeepAccumulator,
     /// `class_token_codes`
     ClassTokenCodes,
+    /// `ptf_piecewise`
+    PtfPiecewise,
     /// `reparameterize`
     Reparameterize,
     /// `max_exponent`

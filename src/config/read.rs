@@ -7,7 +7,7 @@ use super::schema::{
 use super::tree::{Key, Node, Value};
 
 /// Keys of an entry.
-const ENTRY_KEYS: [&str; 20] = [
+const ENTRY_KEYS: [&str; 21] = [
     "calibration_mode",
     "bit_type",
     "observer_type",
@@ -24,6 +24,7 @@ const ENTRY_KEYS: [&str; 20] = [
     "ptf_search",
     "keep_accumulator",
     "class_token_codes",
+    "ptf_piecewise",
     "reparameterize",
     "weight_rounding",
     "bias_correction",
@@ -238,6 +239,7 @@ impl<'a> Reader<'a> {
                 "ptf_search" => e.ptf_search = Some(self.boolean(key, value)?),
                 "keep_accumulator" => e.keep_accumulator = Some(self.boolean(key, value)?),
                 "class_token_codes" => e.class_token_codes = Some(self.boolean(key, value)?),
+                "ptf_piecewise" => e.ptf_piecewise = Some(self.boolean(key, value)?),
                 "reparameterize" => e.reparameterize = Some(self.boolean(key, value)?),
                 "weight_rounding" => {
                     self.check_weights(key, place)?;
@@ -441,6 +443,7 @@ fn over(base: &Entry, top: &Entry) -> Entry {
         ptf_search: top.ptf_search.or(base.ptf_search),
         keep_accumulator: top.keep_accumulator.or(base.keep_accumulator),
         class_token_codes: top.class_token_codes.or(base.class_token_codes),
+        ptf_piecewise: top.ptf_piecewise.or(base.ptf_piecewise),
         reparameterize: top.reparameterize.or(base.reparameterize),
         weight_rounding: top.weight_rounding.or(base.weight_rounding),
         bias_correction: top.bias_correction.or(base.bias_correction),

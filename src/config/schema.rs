@@ -205,6 +205,9 @@ pub struct Entry {
     /// `class_token_codes`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class_token_codes: Option<bool>,
+    /// `ptf_piecewise`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ptf_piecewise: Option<bool>,
     /// `reparameterize`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reparameterize: Option<bool>,
@@ -333,6 +336,8 @@ pub struct SiteConfig {
     pub keep_accumulator: bool,
     /// Whether the class token's row of a sum of [`Method::Ptf`] has codes of its own, with scales for its values alone.
     pub class_token_codes: bool,
+    /// Whether the codes of a sum of [`Method::Ptf`] may have small steps in the middle and large ones beyond a breakpoint.
+    pub ptf_piecewise: bool,
     /// Whether a LayerNorm's output, of [`Method::Ptf`] on a target without an operator for that, has the scales of its channels moved
     /// into the LayerNorm and the weights that read it.
     pub reparameterize: bool,
@@ -381,6 +386,7 @@ impl SiteConfig {
         take!(ptf_search, PtfSearch, entry.ptf_search);
         take!(keep_accumulator, KeepAccumulator, entry.keep_accumulator);
         take!(class_token_codes, ClassTokenCodes, entry.class_token_codes);
+        take!(ptf_piecewise, PtfPiecewise, entry.ptf_piecewise);
         take!(reparameterize, Reparameterize, entry.reparameterize);
         take!(max_exponent, MaxExponent, entry.max_exponent);
         take!(ptf_mantissa_bits, PtfMantissaBits, entry.ptf_mantissa_bits);

@@ -1,8 +1,10 @@
 //! QuantizeLinear / DequantizeLinear around every planned value.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::LowerError;
+use crate::calib::piecewise::Segments;
 use crate::ir::shape::Shapes;
 use crate::ir::{AI_VITQ, AttrValue, DType, Edit, Graph, NewOp, NodeId, OpName, Scalar, Tensor, Value};
 use crate::quant::plan::{Codes, Constant, Scheme, SitePlan, ZeroPoint, nearest_levels};
@@ -156,9 +158,11 @@ pub(super) fn lower_values(
     out: &mut Quantised,
 ) -> Result<usize, LowerError> {
     let (grid, levels) = match &site.scheme {
-        Scheme::Codebook { grid, levels } => (&**grid, Some(levels)),
+        Scheme::Codebook { grid, levels } => (&**grid, Some(Cow::Borrowed(levels))),
+        Scheme::Piecewise { grid, segments } if segments.is_valid() => (&**grid, Some(Cow::Owned(segments.levels()))),
         scheme => (scheme, None),
     };
+    let segments = if let Scheme::Piecewise { segments, .. } = site.scheme { Some(segments) } else { None };
     let (codes, scale, zero_point, factors) = match grid {
         Scheme::Affine { codes, scale, zero_point } => (*codes, *scale, ZeroPoint::Tensor(*zero_point), None),
         Scheme::Ptf { codes, scale, zero_point, factors } => {
@@ -198,9 +202,20 @@ pub(super) fn lower_values(
         Scheme::Weight { .. } => return Err(misfit(site, "", "the scheme 'weight' is for constants")),
         Scheme::Accumulator => return Ok(0),
         Scheme::Codebook { .. } => return Err(misfit(site, "", "the grid of a codebook is 'affine' or 'ptf'")),
+        Scheme::Piecewise { .. } => {
+            let what = "codes in two segments need 4 to 8 bits, a breakpoint from 1 to the highest code, a shift of 1 to 4, and a grid 'affine' or 'ptf'";
+            return Err(misfit(site, "", what));
+        }
     };
     let (low, high) = codes.range();
-    if let Some(levels) = levels {
+    if let Some(segments) = segments
+        && (codes != Codes { bits: segments.level_bits(), signed: true })
+    {
+        let what =
+            format!("the grid of {} bits in two segments has signed codes of {} bits", segments.bits, segments.level_bits());
+        return Err(misfit(site, "", what));
+    }
+    if let Some(levels) = levels.as_ref().filter(|_| segments.is_none()) {
         let fit = codes.bits == 8 && (2..=128).contains(&levels.len()) && levels.iter().all(|l| (low..=high).contains(l));
         if !fit {
             return Err(misfit(site, "", format!("a codebook needs 2 to 128 levels on a grid of 8 bits, from {low} to {high}")));
@@ -251,11 +266,17 @@ pub(super) fn lower_values(
             Some(bounds) => clip_codes(edit, name, q, codes.dtype(), bounds),
             None => q,
         };
-        let (coded, snap) = match levels {
+        let (coded, snap) = match &levels {
             Some(levels) => {
                 let nearest = nearest_levels(levels, low..=high);
-                let lut = snap_codes(edit, name, coded, codes.dtype(), &nearest);
-                (lut, Some((nearest, lut.node)))
+                let (first, last) = match segments {
+                    None => {
+                        let lut = table_lookup(edit, name, "level", coded, codes.dtype(), &nearest);
+                        (lut, lut)
+                    }
+                    Some(segments) => segmented(edit, name, coded, segments, codes.dtype(), (levels, &nearest)),
+                };
+                (last, Some((nearest, first.node)))
             }
             None => (coded, None),
         };
@@ -286,14 +307,31 @@ pub(super) fn lower_values(
     Ok(site.site.values.len())
 }
 
-/// Codes through a table that holds what each becomes, from the lowest on.
-fn snap_codes(edit: &mut Edit<'_>, name: &str, q: Value, dtype: DType, nearest: &[i32]) -> Value {
+/// Codes through a table that holds what each becomes, from the lowest on; `dtype` is that of both, or of what they become.
+fn table_lookup(edit: &mut Edit<'_>, name: &str, what: &str, q: Value, dtype: DType, becomes: &[i32]) -> Value {
     // A table is in the order of the codes' bits: 0 and above first.
-    let first = if dtype == DType::I8 { nearest.len() / 2 } else { 0 };
-    let entries: Vec<i32> = nearest.iter().cycle().skip(first).take(nearest.len()).copied().collect();
+    let first = if matches!(dtype, DType::I8 | DType::I16) { becomes.len() / 2 } else { 0 };
+    let entries: Vec<i32> = becomes.iter().cycle().skip(first).take(becomes.len()).copied().collect();
     let Some(table) = integers(dtype, &[entries.len()], &entries) else { return q };
-    let table = edit.add_init(q.node, &format!("{name}_levels"), table);
-    edit.add(q.node, NewOp::new(OpName::new(AI_VITQ, "Lut"), &format!("{name}_level")).inputs([q, table]))
+    let table = edit.add_init(q.node, &format!("{name}_{what}s"), table);
+    edit.add(q.node, NewOp::new(OpName::new(AI_VITQ, "Lut"), &format!("{name}_{what}")).inputs([q, table]))
+}
+
+/// Codes of a grid as those of two segments, of 8 bits, and these as levels again; both values.
+fn segmented(
+    edit: &mut Edit<'_>,
+    name: &str,
+    q: Value,
+    segments: Segments,
+    dtype: DType,
+    (levels, nearest): (&[i32], &[i32]),
+) -> (Value, Value) {
+    let code = |level: &i32| levels.partition_point(|l| l < level) as i32 - segments.top();
+    let codes: Vec<i32> = nearest.iter().map(code).collect();
+    let codes = table_lookup(edit, name, "code", q, DType::I8, &codes);
+    // The lowest code does not occur.
+    let each: Vec<i32> = (-segments.top() - 1..=segments.top()).map(|code| segments.level(code)).collect();
+    (codes, table_lookup(edit, name, "level", codes, dtype, &each))
 }
 
 /// Codes of less than 8 bits within their bytes.

@@ -30,7 +30,7 @@ impl Linear {
     #[inline(always)]
     fn apply_level(self, x: f32, nearest: &[f32]) -> f32 {
         let code = round_half_even((x / self.scale).clamp(self.low, self.high)) - self.low;
-        // A whole number from 0 to 255, or of NaN 0.
+        // A whole number from 0 to the last code, or of NaN 0.
         (nearest.get(code as usize).copied().unwrap_or(code) + self.low) * self.scale
     }
 }
@@ -82,17 +82,8 @@ impl FakeQuant {
                 let channels = factors.scales(*scale)?.into_iter().zip(zero_point.as_slice().iter().cycle());
                 Some(FakeQuant(Kind::Channels(channels.map(|(s, &z)| Linear::new(*codes, s, z)).collect())))
             }
-            Scheme::Codebook { grid, levels } => {
-                let (Scheme::Affine { codes, .. } | Scheme::Ptf { codes, .. }) = **grid else { return None };
-                let (low, high) = codes.range();
-                let linear = match FakeQuant::of(grid)?.0 {
-                    Kind::Tensor(one) => vec![one],
-                    Kind::Channels(each) => each,
-                    _ => return None,
-                };
-                let nearest = nearest_levels(levels, low..=high).into_iter().map(|level| (level - low) as f32).collect();
-                Some(FakeQuant(Kind::Codebook { linear, nearest }))
-            }
+            Scheme::Codebook { grid, levels } => FakeQuant::of_levels(grid, levels),
+            Scheme::Piecewise { grid, segments } => FakeQuant::of_levels(grid, &segments.levels()),
             Scheme::Log2 { bits, fraction_bits, scale, normalized } => {
                 let top = f32::from(1u16 << bits) - 1.0;
                 let steps = f32::from(1u16 << fraction_bits);
@@ -102,6 +93,19 @@ impl FakeQuant {
             }
             Scheme::Weight { .. } | Scheme::Accumulator => None,
         }
+    }
+
+    /// Of a grid's codes those that are levels.
+    fn of_levels(grid: &Scheme, levels: &[i32]) -> Option<FakeQuant> {
+        let (Scheme::Affine { codes, .. } | Scheme::Ptf { codes, .. }) = grid else { return None };
+        let (low, high) = codes.range();
+        let linear = match FakeQuant::of(grid)?.0 {
+            Kind::Tensor(one) => vec![one],
+            Kind::Channels(each) => each,
+            _ => return None,
+        };
+        let nearest = nearest_levels(levels, low..=high).into_iter().map(|level| (level - low) as f32).collect();
+        Some(FakeQuant(Kind::Codebook { linear, nearest }))
     }
 
     /// Changes every element to what its code means; the last axis, of `channels` elements, is that of the scales.
@@ -120,6 +124,14 @@ impl FakeQuant {
                 || {
                     for (run, linear) in data.chunks_mut(inner.max(1)).zip(each.iter().cycle()) {
                         run.iter_mut().for_each(|x| *x = linear.apply(*x));
+                    }
+                },
+            ),
+            Kind::Codebook { linear, nearest } => widest(
+                #[inline(always)]
+                || {
+                    for (run, linear) in data.chunks_mut(inner.max(1)).zip(linear.iter().cycle()) {
+                        run.iter_mut().for_each(|x| *x = linear.apply_level(*x, nearest));
                     }
                 },
             ),
@@ -197,6 +209,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::calib::piecewise::Segments;
     use crate::quant::plan::{Factors, ZeroPoint};
     use proptest::prelude::*;
 
@@ -283,6 +296,39 @@ mod tests {
         let mut x = [1.5, 1.5, 1e9, 1e9];
         FakeQuant::of(&Scheme::Codebook { grid, levels: vec![-10, -6, 40] }).unwrap().apply(&mut x, 2);
         assert_eq!(x, [2.0, -6.0, 25.0, 40.0]);
+    }
+
+    proptest! {
+        /// The nearest level of each channel's grid, by trying them all in f64; along the last axis and in runs.
+        #[test]
+        fn segments_are_levels_of_each_channels_grid(
+            x in prop::collection::vec(-40f32..40.0, 8), bits in 4u8..=8, part in 1i32..8, shift in 1u8..=4
+        ) {
+            let breakpoint = u8::try_from(((1 << (bits - 1)) * part / 8).max(1)).unwrap();
+            let segments = Segments { bits, breakpoint, shift };
+            let (zeros, steps) = ([0, 30, -50, 7], [0.125, 0.25, 0.1875, 0.5]);
+            let factors = Factors::new(&[0, 1, 0, 2], 1, &[0, 0, 1, 0]);
+            let zero_point = ZeroPoint::Channels(zeros.to_vec());
+            let codes = Codes { bits: bits + 4, signed: true };
+            let grid = Box::new(Scheme::Ptf { codes, scale: 0.125, zero_point, factors });
+            let fake = FakeQuant::of(&Scheme::Piecewise { grid, segments }).unwrap();
+            let (mut rows, mut runs) = (x.clone(), x.clone());
+            fake.apply(&mut rows, 4);
+            fake.apply_to_runs(&mut runs, 2);
+            let top = (1 << (bits - 1)) - 1;
+            let magnitude = |n: i32| n.min(i32::from(breakpoint)) + (n - i32::from(breakpoint)).max(0) * (1 << shift);
+            let levels: Vec<i32> = (-top..=top).map(|q: i32| q.signum() * magnitude(q.abs())).collect();
+            for (i, x) in x.iter().enumerate() {
+                for (y, c) in [(rows[i], i % 4), (runs[i], i / 2)] {
+                    let real = |level: &i32| steps[c] * f64::from(level - zeros[c]);
+                    let off = |v: f64| (v - f64::from(*x)).abs();
+                    let least = levels.iter().map(real).map(off).fold(f64::INFINITY, f64::min);
+                    prop_assert!(levels.iter().map(real).any(|v| v == f64::from(y)), "{y} is no level");
+                    // A value goes the way of its code, which is half a step off at most.
+                    prop_assert!(off(f64::from(y)) <= least + steps[c], "{x}: {y}");
+                }
+            }
+        }
     }
 
     #[test]

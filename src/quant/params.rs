@@ -1,10 +1,12 @@
 //! Ranges become scales and zero points.
 
 use super::plan::{Codes, Factors, Scheme, ZeroPoint};
+use crate::calib::channels::Channels;
 use crate::calib::kl::Kl;
 use crate::calib::minmax::Minmax;
 use crate::calib::omse::Omse;
 use crate::calib::percentile::Percentile;
+use crate::calib::piecewise::{self, PiecewiseOptions};
 use crate::calib::ptf::{self, PtfOptions, Reach};
 use crate::calib::{Error as CalibError, Grid, Observer, Range, RangeQuery, ValueStats};
 use crate::config::schema::{CalibrationMode, Observer as ObserverKind, SiteConfig};
@@ -52,6 +54,27 @@ pub(super) fn positive_scale(scale: f64) -> f32 {
 }
 
 pub(super) fn ptf_scheme(seen: &ValueStats, cfg: &SiteConfig, codes: Codes, reach: Reach) -> Result<Scheme, CalibError> {
+    ptf_fit(seen, cfg, codes, reach).map(|(scheme, _)| scheme)
+}
+
+/// Codes with small steps in the middle and large ones beyond, or those that lie evenly: whichever have the least squared error.
+pub(super) fn piecewise_scheme(seen: &ValueStats, cfg: &SiteConfig, codes: Codes) -> Result<Scheme, CalibError> {
+    let (even, error) = ptf_fit(seen, cfg, codes, Reach::Seen)?;
+    let histograms = |c: &Channels| (0..c.len()).map(|at| c.histogram(at)).collect::<Option<Vec<_>>>();
+    let options = PiecewiseOptions { bits: cfg.bits, max_exponent: cfg.max_exponent, mantissa_bits: cfg.ptf_mantissa_bits };
+    let fit = seen.channels().and_then(histograms).and_then(|channels| piecewise::fit(&channels, options));
+    let Some(fit) = fit.filter(|fit| fit.squared_error < error) else { return Ok(even) };
+    let grid = Scheme::Ptf {
+        codes: Codes { bits: fit.segments.level_bits(), signed: true },
+        scale: positive_scale(fit.base),
+        zero_point: ZeroPoint::of_channels(fit.zero_points),
+        factors: Factors::new(&fit.exponents, cfg.ptf_mantissa_bits, &fit.mantissas),
+    };
+    Ok(Scheme::Piecewise { grid: Box::new(grid), segments: fit.segments })
+}
+
+/// And the squared error.
+fn ptf_fit(seen: &ValueStats, cfg: &SiteConfig, codes: Codes, reach: Reach) -> Result<(Scheme, f64), CalibError> {
     let own_zero_points = cfg.calibration_mode == CalibrationMode::ChannelWise;
     let options = PtfOptions {
         bits: cfg.bits,
@@ -63,12 +86,14 @@ pub(super) fn ptf_scheme(seen: &ValueStats, cfg: &SiteConfig, codes: Codes, reac
     };
     // The search weighs clipping against resolution itself, channel by channel.
     let clipped = if options.search && cfg.observer == ObserverKind::Omse { None } else { Some(range(seen, cfg)?) };
-    let fit = ptf::from_stats(seen, clipped, &[], options)?.ptf;
+    let found = ptf::from_stats(seen, clipped, &[], options)?;
+    let fit = found.ptf;
     let offset = if codes.signed { 1i32 << (codes.bits - 1) } else { 0 };
-    Ok(Scheme::Ptf {
+    let scheme = Scheme::Ptf {
         codes,
         scale: positive_scale(fit.base),
         zero_point: ZeroPoint::of_channels(fit.zero_points).map(|z| z - offset),
         factors: Factors::new(&fit.exponents, cfg.ptf_mantissa_bits, &fit.mantissas),
-    })
+    };
+    Ok((scheme, found.squared_error))
 }

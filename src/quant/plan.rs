@@ -2,6 +2,7 @@
 
 mod constant;
 
+use crate::calib::piecewise::Segments;
 use crate::ir::DType;
 use crate::vit::{Site, SiteRef};
 
@@ -78,6 +79,14 @@ pub enum Scheme {
         /// The codes that occur, ascending, at most 128.
         levels: Vec<i32>,
     },
+    /// `real = grid(level(q))`: codes with small steps in the middle and large ones beyond a breakpoint.
+    Piecewise {
+        /// What the levels mean: `Ptf`, signed, four bits wider than the codes.
+        grid: Box<Scheme>,
+        /// The codes.
+        #[serde(flatten)]
+        segments: Segments,
+    },
     /// A constant: `real = scale_c · q`, signed and symmetric, with codes ±(2^(bits−1) − 1).
     Weight {
         /// Width, 4 to 16.
@@ -146,7 +155,13 @@ impl ZeroPoint {
 
 /// For each of some codes its nearest level, the lower one of two.
 pub fn nearest_levels(levels: &[i32], codes: impl Iterator<Item = i32>) -> Vec<i32> {
-    let to = |code: i32| levels.iter().copied().min_by_key(|&level| ((level - code).abs(), level)).unwrap_or(code);
+    let mut levels = levels.to_vec();
+    levels.sort_unstable();
+    let to = |code: i32| {
+        let above = levels.partition_point(|&level| level < code);
+        let beside = [above.checked_sub(1), Some(above)].into_iter().flatten().filter_map(|at| levels.get(at).copied());
+        beside.min_by_key(|&level| ((level - code).abs(), level)).unwrap_or(code)
+    };
     codes.map(to).collect()
 }
 
@@ -166,6 +181,7 @@ impl Scheme {
             Scheme::Affine { codes, .. } | Scheme::Ptf { codes, .. } => codes.bits,
             // As many as name each level, at most 7.
             Scheme::Codebook { levels, .. } => (levels.len().max(2).next_power_of_two().trailing_zeros() as u8).clamp(1, 8),
+            Scheme::Piecewise { segments, .. } => segments.bits,
             Scheme::Weight { bits, .. } | Scheme::Log2 { bits, .. } => *bits,
             Scheme::Accumulator => 32,
         }

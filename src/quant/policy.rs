@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::codebook::{self, GridKind};
-use super::params::{affine_scheme, ptf_scheme, range};
+use super::params::{affine_scheme, piecewise_scheme, ptf_scheme, range};
 use super::plan::{Codes, FloatSite, PLAN_VERSION, QuantPlan, Reparameterized, Scheme, SitePlan};
 use super::reparameterize::divided_range;
 use super::{Target, weights};
@@ -283,7 +283,11 @@ fn activation(
             (_, true) => Reach::Shared(SHARED),
             _ => Reach::Seen,
         };
-        ptf_scheme(seen, &cfg, codes, reach).map_err(failed)?
+        if is_piecewise(site, &cfg, reach) {
+            piecewise_scheme(seen, &cfg, codes).map_err(failed)?
+        } else {
+            ptf_scheme(seen, &cfg, codes, reach).map_err(failed)?
+        }
     } else {
         // The entry `patch_embed` speaks of the convolution's weights; its output shares the name and the width.
         let of_weights = site.site == Site::PatchEmbed;
@@ -310,6 +314,14 @@ fn activation(
     };
     let note = (!notes.is_empty()).then(|| notes.join("; "));
     Ok(SitePlan { name, site: target.coded(site), scheme, observed: [lo, hi], note, search: None })
+}
+
+/// Whether a site's codes may have two segments: a residual sum's, which only sums and LayerNorms read, where each channel reaches as far as it was
+/// seen to.
+fn is_piecewise(site: &SiteRef, cfg: &SiteConfig, reach: Reach) -> bool {
+    let sum = matches!(site.site, Site::Residual1 | Site::Residual2 | Site::Embed);
+    let searched = cfg.ptf_search && cfg.calibration_mode == CalibrationMode::ChannelWise;
+    sum && cfg.ptf_piecewise && searched && cfg.bits <= 8 && reach == Reach::Seen
 }
 
 /// Whether a site's channels are the hidden units of an MLP.

@@ -47,7 +47,8 @@ pub fn scaled(site: &SitePlan, steps: i32) -> Option<Candidate> {
             }
             Some((Scheme::Codebook { grid, levels: levels.clone() }, format!("scale times {factor:.2}")))
         }
-        Scheme::Weight { .. } | Scheme::Log2 { .. } | Scheme::Accumulator => None,
+        // Its tails cost little, and its breakpoint was chosen for what is inside.
+        Scheme::Piecewise { .. } | Scheme::Weight { .. } | Scheme::Log2 { .. } | Scheme::Accumulator => None,
     }
 }
 
@@ -67,7 +68,11 @@ pub fn widened(scheme: &Scheme, factor: f64) -> Option<Scheme> {
             };
             Some(Scheme::Ptf { codes: *codes, scale: wide(*scale), zero_point, factors: factors.clone() })
         }
-        Scheme::Codebook { .. } | Scheme::Weight { .. } | Scheme::Log2 { .. } | Scheme::Accumulator => None,
+        Scheme::Codebook { .. }
+        | Scheme::Piecewise { .. }
+        | Scheme::Weight { .. }
+        | Scheme::Log2 { .. }
+        | Scheme::Accumulator => None,
     }
 }
 
@@ -79,7 +84,11 @@ pub fn step(scheme: &Scheme) -> Option<f64> {
             let squares: Vec<f64> = factors.scales(*scale)?.into_iter().map(|s| f64::from(s) * f64::from(s)).collect();
             Some((squares.iter().sum::<f64>() / squares.len().max(1) as f64).sqrt())
         }
-        Scheme::Codebook { .. } | Scheme::Weight { .. } | Scheme::Log2 { .. } | Scheme::Accumulator => None,
+        Scheme::Codebook { .. }
+        | Scheme::Piecewise { .. }
+        | Scheme::Weight { .. }
+        | Scheme::Log2 { .. }
+        | Scheme::Accumulator => None,
     }
 }
 

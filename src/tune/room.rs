@@ -98,8 +98,9 @@ fn best(walk: &mut Walk<'_>, kind: Site, bits: u8, sites: &[(String, Scheme)]) -
 
 /// A scheme with even steps, in the width of another of its form.
 fn in_width_of(scheme: &Scheme, other: &Scheme) -> Option<Scheme> {
-    step(scheme).filter(|_| std::mem::discriminant(scheme) == std::mem::discriminant(other))?;
-    if scheme.bits() == other.bits() { Some(scheme.clone()) } else { with_bits(scheme, other.bits()) }
+    // Two segments become even steps where they become wider.
+    let scheme = if scheme.bits() == other.bits() { scheme.clone() } else { with_bits(scheme, other.bits())? };
+    (step(&scheme).is_some() && std::mem::discriminant(&scheme) == std::mem::discriminant(other)).then_some(scheme)
 }
 
 /// Gives a site the steps that the room asks for, unless all samples together give it as wide ones already.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::cost::Cost;
 use super::search::Damage;
+use crate::calib::piecewise::Segments;
 use crate::quant::plan::{Codes, Factors, FloatSite, Scheme};
 use crate::quant::{QuantPlan, SitePlan};
 
@@ -63,8 +64,20 @@ pub fn with_bits(scheme: &Scheme, bits: u8) -> Option<Scheme> {
             })
         }
         Scheme::Codebook { grid, .. } => with_bits(grid, bits),
+        Scheme::Piecewise { grid, segments } => with_bits(&filled(grid, *segments)?, bits),
         Scheme::Weight { .. } | Scheme::Log2 { .. } | Scheme::Accumulator => None,
     }
+}
+
+/// The grid of codes in two segments with steps as small as its own width allows over the range of the levels.
+fn filled(grid: &Scheme, segments: Segments) -> Option<Scheme> {
+    let Scheme::Ptf { codes, scale, zero_point, factors } = grid else { return None };
+    let (low, high) = codes.range();
+    let farthest = zero_point.as_slice().iter().map(|z| z.abs()).fold(segments.level(segments.top()), i32::max);
+    let finer = f64::from(high) / f64::from(farthest.max(1));
+    let zero_point = zero_point.map(|z| ((f64::from(z) * finer).round_ties_even() as i32).clamp(low, high));
+    let scale = (f64::from(*scale) / finer) as f32;
+    Some(Scheme::Ptf { codes: *codes, scale, zero_point, factors: factors.clone() })
 }
 
 /// How far sites are widened.
@@ -167,6 +180,29 @@ pub fn leave_in_float(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::plan::ZeroPoint;
+
+    /// Two segments become even codes that reach as far and are finer, about the same middles.
+    #[test]
+    fn segments_become_even_codes_over_their_range() {
+        let segments = Segments { bits: 8, breakpoint: 96, shift: 2 };
+        let codes = Codes { bits: 12, signed: true };
+        for (zeros, exponents) in [([0, 50], [0, 5]), ([-1500, 7], [4, 4])] {
+            let factors = Factors::new(&exponents, 2, &[0, 3]);
+            let zero_point = ZeroPoint::Channels(zeros.to_vec());
+            let grid = Scheme::Ptf { codes, scale: 0.5, zero_point, factors: factors.clone() };
+            let wide = with_bits(&Scheme::Piecewise { grid: Box::new(grid), segments }, 16);
+            let Some(Scheme::Ptf { codes, scale, zero_point, factors: wide }) = wide else { unreachable!("{wide:?}") };
+            let each = factors.scales(0.5).into_iter().flatten().zip(wide.scales(scale).into_iter().flatten());
+            for (((before, after), zero), z) in each.zip(zero_point.as_slice()).zip(zeros) {
+                let (middle, reach) = (-before * z as f32, before * segments.level(segments.top()) as f32);
+                let (low, high) = codes.range();
+                let end = |code: i32| after * (code - zero) as f32;
+                assert!(end(low) <= middle - 0.98 * reach && end(high) >= middle + 0.98 * reach, "{before} {after} {zero}");
+                assert!(after <= before, "{after} for {before}");
+            }
+        }
+    }
 
     #[test]
     fn a_small_share_is_not_called_none() {

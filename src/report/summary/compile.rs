@@ -122,6 +122,7 @@ pub fn quantised(plan: &QuantPlan) -> Vec<SchemeCount> {
         Scheme::Weight { .. } => "weight",
         Scheme::Affine { .. } => "affine",
         Scheme::Ptf { .. } => "ptf",
+        Scheme::Piecewise { .. } => "piecewise",
         Scheme::Codebook { .. } => "codebook",
         Scheme::Log2 { .. } => "log2",
         Scheme::Accumulator => "accumulator",
@@ -129,8 +130,8 @@ pub fn quantised(plan: &QuantPlan) -> Vec<SchemeCount> {
     let mut counts: BTreeMap<(usize, &'static str, u8), usize> = BTreeMap::new();
     for site in &plan.sites {
         let name = name(&site.scheme);
-        let place =
-            ["weight", "affine", "ptf", "codebook", "log2", "accumulator"].iter().position(|n| *n == name).unwrap_or_default();
+        const ORDER: [&str; 7] = ["weight", "affine", "ptf", "piecewise", "codebook", "log2", "accumulator"];
+        let place = ORDER.iter().position(|n| *n == name).unwrap_or_default();
         *counts.entry((place, name, site.scheme.bits())).or_default() += 1;
     }
     counts.into_iter().map(|((_, scheme, bits), sites)| SchemeCount { scheme, bits, sites }).collect()

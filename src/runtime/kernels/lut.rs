@@ -12,31 +12,30 @@ const CHANNEL_OP: &str = "ChannelLut";
 /// unsigned codes that is the natural order; for `i8` codes entries 0 to 127 answer the codes 0 to 127 and entries 128 to 255
 /// the codes −128 to −1. It is how hardware addresses a memory with a code, and needs no offset.
 ///
-/// Table length: `2^bits` of the code's type for signed codes; any power of two up to that for unsigned codes, where a code
-/// beyond the table is an error. Output codes for `Lut`; real values for `LogDequantize`, which is to the log2 code what
+/// Table length: `2^b` for codes of b bits, at most those of the type; for signed ones at least 2, and half of the entries answer the codes below
+/// 0. A code beyond the table is an error. Output codes for `Lut`; real values for `LogDequantize`, which is to the log2 code what
 /// DequantizeLinear is to the affine one.
 ///
 /// # Errors
 /// [`KernelError::Length`] for a table of another length, [`KernelError::NoEntry`] for a code beyond the table.
 pub fn lookup<X: Code, Y: Copy>(x: &[X], table: &[Y]) -> Result<Vec<Y>, KernelError> {
-    let fits = if X::LOWEST < 0 { table.len() == X::COUNT } else { table.len().is_power_of_two() && table.len() <= X::COUNT };
-    if !fits {
+    let signed = X::LOWEST < 0;
+    let least = if signed { 2 } else { 1 };
+    if !table.len().is_power_of_two() || !(least..=X::COUNT).contains(&table.len()) {
         return Err(KernelError::Length {
             op: OP,
             input: "table",
             found: table.len(),
-            expected: if X::LOWEST < 0 { X::COUNT.to_string() } else { format!("a power of two up to {}", X::COUNT) },
+            expected: format!("a power of two from {least} to {}", X::COUNT),
         });
     }
+    let (count, mask) = (table.len() as i64, table.len() - 1);
+    let codes = if signed { -count / 2..count / 2 } else { 0..count };
     x.iter()
         .enumerate()
         .map(|(index, code)| {
-            table.get(code.bits()).copied().ok_or(KernelError::NoEntry {
-                op: OP,
-                index,
-                code: code.bits(),
-                last: table.len() - 1,
-            })
+            let known = codes.contains(&code.value()).then(|| table.get(code.bits() & mask).copied()).flatten();
+            known.ok_or(KernelError::NoEntry { op: OP, index, code: code.value(), first: codes.start, last: codes.end - 1 })
         })
         .collect()
 }
@@ -90,13 +89,21 @@ mod tests {
     fn a_code_beyond_a_short_table_is_an_error() {
         let table = [10u8; 16];
         assert_eq!(lookup(&[15u8], &table).unwrap(), [10]);
-        assert!(matches!(lookup(&[3u8, 16], &table), Err(KernelError::NoEntry { index: 1, code: 16, .. })));
+        assert!(matches!(lookup(&[3u8, 16], &table), Err(KernelError::NoEntry { index: 1, code: 16, first: 0, last: 15, .. })));
+        let table: Vec<i16> = (0..16).collect();
+        assert_eq!(lookup(&[0i16, 7, -8, -1], &table).unwrap(), [0, 7, 8, 15]);
+        for beyond in [8i16, -9] {
+            let error = lookup(&[0, beyond], &table).unwrap_err();
+            let code = i64::from(beyond);
+            assert!(matches!(error, KernelError::NoEntry { index: 1, code: c, first: -8, last: 7, .. } if c == code), "{error}");
+        }
     }
 
     #[test]
     fn a_table_of_another_length_is_an_error() {
         assert!(lookup(&[0i8], &[0u8; 255]).is_err());
-        assert!(lookup(&[0i8], &[0u8; 128]).is_err());
+        assert!(lookup(&[0i8], &[0u8; 512]).is_err());
+        assert!(lookup(&[0i8], &[0u8; 1]).is_err());
         assert!(lookup(&[0u8], &[0u8; 12]).is_err());
         assert!(lookup::<u8, u8>(&[], &[]).is_err());
         assert!(lookup(&[0u8], &[0u8; 512]).is_err());

@@ -58,7 +58,7 @@ pub enum KernelError {
     },
     /// A code has no entry in its table.
     #[error(
-        "{op}: element {index} of the input holds code {code}, but the table ends at entry {last}; the table and the \
+        "{op}: element {index} of the input holds code {code}, but the table answers {first} to {last}; the table and the \
          producer of the codes were made for different bit widths"
     )]
     NoEntry {
@@ -66,10 +66,12 @@ pub enum KernelError {
         op: &'static str,
         /// Position in the flattened input.
         index: usize,
-        /// The code, read as an unsigned number.
-        code: usize,
-        /// The last entry of the table.
-        last: usize,
+        /// The code.
+        code: i64,
+        /// The lowest code that has an entry.
+        first: i64,
+        /// The highest.
+        last: i64,
     },
     /// Constants that are each in range would overflow together.
     #[error("{op}: {what} can reach {reached}, above the limit {limit}; {advice}")]
