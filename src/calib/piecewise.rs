@@ -268,7 +268,7 @@ mod tests {
         /// The integer LayerNorm's sums stay within 64 bits, for any codes of 16 bits.
         #[test]
         fn the_factors_fit_an_integer_layer_norm(channels in 1usize..3000, wide in 1usize..40, ratio in 1.0f64..300.0) {
-            let of = |c: usize| heavy(if c % wide == 0 { ratio } else { 1.0 }, 0.0, 8.0).split_off(480);
+            let of = |c: usize| heavy(if c.is_multiple_of(wide) { ratio } else { 1.0 }, 0.0, 8.0).split_off(480);
             let histograms: Vec<Histogram> = (0..channels).map(|c| histogram(&of(c))).collect();
             let fit = fit(&histograms, OPTIONS).unwrap();
             let factor = |c: usize| (8 + i128::from(fit.mantissas[c])) << fit.exponents[c];

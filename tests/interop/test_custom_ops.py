@@ -220,6 +220,16 @@ def test_lut(kernel, in_dtype, out_dtype):
         assert largest <= 1 and equal > 0.9999
 
 
+def test_a_table_for_fewer_bits_than_the_type_has(kernel):
+    """Levels of 12 bits in int16 become codes of 8 bits, and these levels again."""
+    rng = np.random.default_rng(2)
+    data, table = rng.integers(-2048, 2048, (2, 300, 64)).astype(I16), random_codes(rng, I8, 4096)
+    codes = everywhere(kernel, "Lut", data, {"table": table}, I8)
+    np.testing.assert_array_equal(codes, table[data.astype(np.int64) % 4096])
+    levels = rng.integers(-2048, 2048, 256).astype(I16)
+    np.testing.assert_array_equal(everywhere(kernel, "Lut", codes, {"table": levels}, I16), levels[codes.astype(np.int64) % 256])
+
+
 # ChannelLut, ChannelLutGelu
 
 CHANNEL_LUTS = [
