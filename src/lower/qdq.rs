@@ -4,10 +4,9 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::LowerError;
-use crate::calib::piecewise::Segments;
 use crate::ir::shape::Shapes;
 use crate::ir::{AI_VITQ, AttrValue, DType, Edit, Graph, NewOp, NodeId, OpName, Scalar, Tensor, Value};
-use crate::quant::plan::{Codes, Constant, Scheme, SitePlan, ZeroPoint, nearest_levels};
+use crate::quant::plan::{Codes, Constant, Scheme, Segments, SitePlan, ZeroPoint, nearest_levels};
 
 /// The values behind Q/DQ pairs, by the name of the original value.
 #[derive(Debug, Default)]

@@ -2,7 +2,7 @@
 
 mod constant;
 
-use crate::calib::piecewise::Segments;
+pub use crate::calib::piecewise::Segments;
 use crate::ir::DType;
 use crate::vit::{Site, SiteRef};
 

@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::cost::Cost;
 use super::search::Damage;
-use crate::calib::piecewise::Segments;
-use crate::quant::plan::{Codes, Factors, FloatSite, Scheme};
+use crate::quant::plan::{Codes, Factors, FloatSite, Scheme, Segments};
 use crate::quant::{QuantPlan, SitePlan};
 
 /// A width that was changed, and why.
