@@ -93,6 +93,21 @@ pub struct PiecewiseOptions {
     pub mantissa_bits: u8,
 }
 
+/// A channel, looked at once for all segments that are tried.
+struct Channel<'h> {
+    histogram: &'h Histogram,
+    mean: f64,
+    /// How far it goes from there.
+    reach: f64,
+}
+
+impl<'h> Channel<'h> {
+    fn new(histogram: &'h Histogram) -> Self {
+        let Some((mean, _)) = histogram.moments() else { return Self { histogram, mean: 0.0, reach: 0.0 } };
+        Self { histogram, mean, reach: (histogram.max() - mean).max(mean - histogram.min()) }
+    }
+}
+
 /// Breakpoints are tried at so many parts of the codes.
 const PARTS: i32 = 8;
 
@@ -100,22 +115,21 @@ const PARTS: i32 = 8;
 /// elements, too many channels for an integer LayerNorm, or a width that has no segments.
 #[must_use]
 pub fn fit(channels: &[Histogram], options: PiecewiseOptions) -> Option<PiecewiseFit> {
+    let channels: Vec<Channel<'_>> = channels.iter().map(Channel::new).collect();
     let top = Segments { bits: options.bits, breakpoint: 1, shift: 1 }.top();
     let breakpoints = (1..PARTS).filter_map(|part| u8::try_from((top + 1) * part / PARTS).ok());
     let candidates =
         breakpoints.flat_map(|breakpoint| (1..=LEVEL_BITS).map(move |shift| Segments { bits: options.bits, breakpoint, shift }));
-    let fits = candidates.filter(|s| s.is_valid()).filter_map(|segments| with(segments, channels, options));
+    let fits = candidates.filter(|s| s.is_valid()).filter_map(|segments| with(segments, &channels, options));
     fits.min_by(|a, b| a.squared_error.total_cmp(&b.squared_error))
 }
 
 /// The factors for these segments and their error.
-fn with(segments: Segments, channels: &[Histogram], options: PiecewiseOptions) -> Option<PiecewiseFit> {
-    let means: Vec<f64> = channels.iter().map(|h| h.moments().map_or(0.0, |(mean, _)| mean)).collect();
+fn with(segments: Segments, channels: &[Channel<'_>], options: PiecewiseOptions) -> Option<PiecewiseFit> {
     let farthest = f64::from(segments.level(segments.top()));
     let last = f64::from((1i32 << (segments.level_bits() - 1)) - 1);
     // A zero point is a level as well: a channel that lies far from zero and hardly moves has larger steps.
-    let need = |(h, mean): (&Histogram, &f64)| ((h.max() - mean).max(mean - h.min()) / farthest).max(mean.abs() / last);
-    let needs: Vec<f64> = channels.iter().zip(&means).map(|pair| if pair.0.count() == 0 { 0.0 } else { need(pair) }).collect();
+    let needs: Vec<f64> = channels.iter().map(|c| (c.reach / farthest).max(c.mean.abs() / last)).collect();
     let widest = needs.iter().copied().fold(0.0, f64::max);
     if !(widest > 0.0 && widest.is_finite()) {
         return None;
@@ -123,9 +137,8 @@ fn with(segments: Segments, channels: &[Histogram], options: PiecewiseOptions) -
     let parts = f64::from(1u32 << options.mantissa_bits);
     let largest = (2.0 - 1.0 / parts) * f64::from(options.max_exponent).exp2();
     let narrowest = needs.iter().copied().filter(|n| *n > 0.0).fold(widest, f64::min);
-    let (mut base, factors) = (narrowest.max(widest / largest), |base: f64| -> Vec<(u8, u8)> {
-        needs.iter().map(|need| factor(need / base, parts)).collect()
-    });
+    let mut base = narrowest.max(widest / largest);
+    let factors = |base: f64| -> Vec<(u8, u8)> { needs.iter().map(|need| factor(need / base, parts)).collect() };
     let size = |&(exponent, mantissa): &(u8, u8)| (1.0 + f64::from(mantissa) / parts) * f64::from(exponent).exp2();
     let squares = |base: f64| factors(base).iter().map(|f| (parts * size(f)).powi(2)).sum::<f64>();
     while squares(base) > most_squares(channels.len()) {
@@ -136,8 +149,10 @@ fn with(segments: Segments, channels: &[Histogram], options: PiecewiseOptions) -
     }
     let factors = factors(base);
     let steps: Vec<f64> = factors.iter().map(|f| base * size(f)).collect();
-    let zero_points: Vec<i32> = means.iter().zip(&steps).map(|(mean, step)| (-mean / step).round_ties_even() as i32).collect();
-    let errors = channels.iter().zip(&steps).zip(&zero_points).map(|((h, &step), &zero)| error(h, step, zero, segments));
+    let zero = |(c, step): (&Channel<'_>, &f64)| (-c.mean / step).round_ties_even() as i32;
+    let zero_points: Vec<i32> = channels.iter().zip(&steps).map(zero).collect();
+    let meanings = steps.iter().zip(&zero_points);
+    let errors = channels.iter().zip(meanings).map(|(c, (&step, &zero))| error(c.histogram, step, zero, segments));
     let squared_error = errors.sum();
     let (exponents, mantissas) = factors.into_iter().unzip();
     Some(PiecewiseFit { segments, base, zero_points, exponents, mantissas, squared_error })

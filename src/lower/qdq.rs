@@ -210,8 +210,8 @@ pub(super) fn lower_values(
     if let Some(segments) = segments
         && (codes != Codes { bits: segments.level_bits(), signed: true })
     {
-        let what =
-            format!("the grid of {} bits in two segments has signed codes of {} bits", segments.bits, segments.level_bits());
+        let (bits, wide, found) = (segments.bits, segments.level_bits(), codes.bits);
+        let what = format!("codes of {bits} bits in two segments need a grid of signed codes of {wide} bits, found {found} bits");
         return Err(misfit(site, "", what));
     }
     if let Some(levels) = levels.as_ref().filter(|_| segments.is_none()) {

@@ -81,7 +81,7 @@ pub enum Scheme {
     },
     /// `real = grid(level(q))`: codes with small steps in the middle and large ones beyond a breakpoint.
     Piecewise {
-        /// What the levels mean: `Ptf`, signed, four bits wider than the codes.
+        /// What the levels mean: `Ptf` or `Affine`, signed, four bits wider than the codes.
         grid: Box<Scheme>,
         /// The codes.
         #[serde(flatten)]

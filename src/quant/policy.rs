@@ -316,8 +316,8 @@ fn activation(
     Ok(SitePlan { name, site: target.coded(site), scheme, observed: [lo, hi], note, search: None })
 }
 
-/// Whether a site's codes may have two segments: a residual sum's, which only sums and LayerNorms read, where each channel reaches as far as it was
-/// seen to.
+/// Whether a site's codes may have two segments: a residual sum's, which only sums and LayerNorms read, where each channel reaches as
+/// far as it was seen to.
 fn is_piecewise(site: &SiteRef, cfg: &SiteConfig, reach: Reach) -> bool {
     let sum = matches!(site.site, Site::Residual1 | Site::Residual2 | Site::Embed);
     let searched = cfg.ptf_search && cfg.calibration_mode == CalibrationMode::ChannelWise;

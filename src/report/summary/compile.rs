@@ -116,6 +116,9 @@ pub struct CompileSummary {
     pub peak_memory_bytes: Option<u64>,
 }
 
+/// The order in which schemes are listed.
+const ORDER: [&str; 7] = ["weight", "affine", "ptf", "piecewise", "codebook", "log2", "accumulator"];
+
 /// Quantised sites of a plan by scheme and width.
 pub fn quantised(plan: &QuantPlan) -> Vec<SchemeCount> {
     let name = |s: &Scheme| match s {
@@ -130,7 +133,6 @@ pub fn quantised(plan: &QuantPlan) -> Vec<SchemeCount> {
     let mut counts: BTreeMap<(usize, &'static str, u8), usize> = BTreeMap::new();
     for site in &plan.sites {
         let name = name(&site.scheme);
-        const ORDER: [&str; 7] = ["weight", "affine", "ptf", "piecewise", "codebook", "log2", "accumulator"];
         let place = ORDER.iter().position(|n| *n == name).unwrap_or_default();
         *counts.entry((place, name, site.scheme.bits())).or_default() += 1;
     }

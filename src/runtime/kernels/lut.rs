@@ -12,9 +12,9 @@ const CHANNEL_OP: &str = "ChannelLut";
 /// unsigned codes that is the natural order; for `i8` codes entries 0 to 127 answer the codes 0 to 127 and entries 128 to 255
 /// the codes −128 to −1. It is how hardware addresses a memory with a code, and needs no offset.
 ///
-/// Table length: `2^b` for codes of b bits, at most those of the type; for signed ones at least 2, and half of the entries answer the codes below
-/// 0. A code beyond the table is an error. Output codes for `Lut`; real values for `LogDequantize`, which is to the log2 code what
-/// DequantizeLinear is to the affine one.
+/// Table length: `2^b` for codes of b bits, at most those of the type; for signed ones at least 2, and half of the entries answer
+/// the codes below 0. A code beyond the table is an error. Output codes for `Lut`; real values for `LogDequantize`, which is to the
+/// log2 code what DequantizeLinear is to the affine one.
 ///
 /// # Errors
 /// [`KernelError::Length`] for a table of another length, [`KernelError::NoEntry`] for a code beyond the table.
