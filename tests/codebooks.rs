@@ -120,7 +120,7 @@ fn codebooks_that_are_none_are_refused() {
         (|_, l| l.truncate(1), "2 to 128 levels"),
         (|_, l| l.extend(-128..128), "2 to 128 levels"),
         (|_, l| l[0] = 300, "from -128 to 127"),
-        (|g, _| **g = Scheme::Weight { bits: 8, axis: None, scales: vec![1.0] }, "for constants"),
+        (|g, _| **g = Scheme::Weight { bits: 8, axis: None, scales: vec![1.0] }, "'affine' or 'ptf'"),
         (|g, l| **g = Scheme::Codebook { grid: g.clone(), levels: l.clone() }, "'affine' or 'ptf'"),
     ];
     for (edit, what) in cases {

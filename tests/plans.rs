@@ -170,6 +170,15 @@ fn any_zero_point() -> impl Strategy<Value = ZeroPoint> {
     ]
 }
 
+fn any_ptf() -> impl Strategy<Value = Scheme> {
+    (any_codes(), positive(), any_zero_point(), prop::collection::vec(0u8..16, 0..40), 0u8..=3).prop_map(
+        |(codes, scale, zero_point, e, bits)| {
+            let mantissas: Vec<u8> = e.iter().map(|e| e % (1 << bits)).collect();
+            Scheme::Ptf { codes, scale, zero_point, factors: Factors::new(&e, bits, &mantissas) }
+        },
+    )
+}
+
 fn any_scheme() -> impl Strategy<Value = Scheme> {
     prop_oneof![
         (any_codes(), positive(), any::<i16>()).prop_map(|(codes, scale, z)| Scheme::Affine {
@@ -177,12 +186,7 @@ fn any_scheme() -> impl Strategy<Value = Scheme> {
             scale,
             zero_point: z.into()
         }),
-        (any_codes(), positive(), any_zero_point(), prop::collection::vec(0u8..16, 0..40), 0u8..=3).prop_map(
-            |(codes, scale, zero_point, e, bits)| {
-                let mantissas: Vec<u8> = e.iter().map(|e| e % (1 << bits)).collect();
-                Scheme::Ptf { codes, scale, zero_point, factors: Factors::new(&e, bits, &mantissas) }
-            }
-        ),
+        any_ptf(),
         (4u8..=16, prop::option::of(0usize..4), prop::collection::vec(positive(), 0..20))
             .prop_map(|(bits, axis, scales)| Scheme::Weight { bits, axis, scales }),
         (prop::option::of(0usize..4), prop::collection::vec(positive(), 0..20), prop::collection::vec(any::<i32>(), 0..20))
@@ -190,9 +194,9 @@ fn any_scheme() -> impl Strategy<Value = Scheme> {
                 grid: Box::new(Scheme::Weight { bits: 8, axis, scales }),
                 levels
             }),
-        (any_codes(), positive(), any::<i16>(), any::<[u8; 3]>()).prop_map(|(codes, scale, z, [bits, breakpoint, shift])| {
-            let grid = Box::new(Scheme::Affine { codes, scale, zero_point: z.into() });
-            Scheme::Piecewise { grid, segments: Segments { bits, breakpoint, shift } }
+        (any_ptf(), any::<[u8; 3]>()).prop_map(|(grid, [bits, breakpoint, shift])| Scheme::Piecewise {
+            grid: Box::new(grid),
+            segments: Segments { bits, breakpoint, shift }
         }),
         (4u8..=8, 0u8..=4, 0.9f32..1.1, any::<bool>()).prop_map(|(bits, fraction_bits, scale, normalized)| Scheme::Log2 {
             bits,

@@ -4,6 +4,7 @@
 mod common;
 
 use common::digits::Digits;
+use vitq::calib::piecewise::Segments;
 use vitq::calib::run::Named;
 use vitq::config::{self, Config};
 use vitq::pipeline;
@@ -12,7 +13,7 @@ use vitq::quant::{QuantPlan, Scheme, SitePlan, Target};
 use vitq::tune::cost::Cost;
 use vitq::tune::damage::Walk;
 use vitq::tune::objective::{Distance, Objective};
-use vitq::tune::search::{Damage, damages, refine};
+use vitq::tune::search::{Damage, damages, damages_to_refine, refine};
 use vitq::tune::widths::{Goal, bits_of, leave_in_float, widen, with_bits};
 
 struct Bench {
@@ -143,6 +144,36 @@ fn a_site_does_the_same_damage_whichever_was_measured_before_it() {
     }
 }
 
+/// What no search changes is measured at once; what it may change, one by one, and is the same.
+#[test]
+fn sites_without_a_range_to_change_are_measured_together() {
+    // As many samples as a class token wants.
+    let digits = Digits::new(64);
+    let mut plan = digits.plan(&config::preset("int8").unwrap().unwrap(), Target::Integer);
+    let segments = Segments { bits: 8, breakpoint: 64, shift: 4 };
+    for site in plan.sites.iter_mut().filter(|s| s.name.ends_with(".residual1")) {
+        let mut grid = Box::new(site.scheme.clone());
+        if let Scheme::Ptf { codes, scale, zero_point, .. } = &mut *grid {
+            (codes.bits, *scale, *zero_point) = (segments.level_bits(), *scale / 8.0, zero_point.map(|z| z * 8));
+            site.scheme = Scheme::Piecewise { grid, segments };
+        }
+    }
+    let b = Bench { inputs: digits.inputs(4), digits, plan };
+    let all = b.damages();
+    let float = b.float();
+    let (searched, rest) = damages_to_refine(&mut Walk::new(&float, float.float()).unwrap(), &b.plan, &()).unwrap();
+    let (mut classes, mut segments, mut sum) = (0, 0, 0.0);
+    for damage in &all {
+        let site = b.plan.site(&damage.site).unwrap();
+        let (class, in_segments) = (site.site.rows.is_some(), matches!(site.scheme, Scheme::Piecewise { .. }));
+        assert_eq!(searched.contains(damage), !class && !in_segments, "{}", damage.site);
+        (classes, segments) = (classes + usize::from(class), segments + usize::from(in_segments));
+        sum += if class || in_segments { damage.noise } else { 0.0 };
+    }
+    assert!(classes > 4 && segments > 1 && searched.len() + classes + segments == all.len());
+    assert!((0.5..2.0).contains(&(rest / sum)), "{rest} for {sum}");
+}
+
 /// What the search rests on.
 #[test]
 fn the_damage_of_all_sites_is_nearly_the_sum_of_each() {
@@ -173,7 +204,8 @@ fn a_range_that_is_far_too_wide_is_found_and_corrected() {
     assert_eq!(worst.site, name);
     let float = b.float();
     let mut walk = Walk::new(&float, float.float()).unwrap();
-    let changes = refine(&mut walk, &mut b.plan, &found, 0.005, &()).unwrap();
+    let all: f64 = found.iter().map(|d| d.noise).sum();
+    let changes = refine(&mut walk, &mut b.plan, &found, 0.005 * all, &()).unwrap();
     let change = changes.iter().find(|c| c.site == name).unwrap();
     assert!(change.after < change.before / 16.0, "{change:?}");
     let site = b.plan.site(name).unwrap();

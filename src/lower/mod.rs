@@ -19,7 +19,7 @@ mod rows;
 mod unread;
 
 use crate::ir::{AI_VITQ, CANONICAL_OPSET, DType, Edit, Model, VerifyError, opset_needed, shape};
-use crate::quant::plan::Scheme;
+use crate::quant::plan::{Scheme, SitePlan};
 use crate::quant::{PlanError, QuantPlan};
 use crate::vit::SiteRef;
 
@@ -121,6 +121,10 @@ pub fn lower(model: &mut Model, plan: &QuantPlan) -> Result<LowerReport, LowerEr
     for site in coded().filter(|s| s.site.weight) {
         qdq::lower_constant(&mut edit, site, &mut quantised)?;
         report.weights += 1;
+    }
+    let looked_up = |s: &&SitePlan| !s.site.weight && matches!(s.scheme, Scheme::Codebook { .. } | Scheme::Piecewise { .. });
+    if let Some(site) = coded().find(looked_up).filter(|_| !plan.target.has_custom_ops()) {
+        return Err(qdq::misfit(site, "", format!("{} has no operator for a table of codes", plan.target)));
     }
     for site in coded().filter(|s| !s.site.weight) {
         report.pairs += qdq::lower_values(&mut edit, site, &shapes, &axes, &mut quantised)?;

@@ -1,6 +1,5 @@
 //! QuantizeLinear / DequantizeLinear around every planned value.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::LowerError;
@@ -156,12 +155,11 @@ pub(super) fn lower_values(
     axes: &BTreeMap<String, usize>,
     out: &mut Quantised,
 ) -> Result<usize, LowerError> {
-    let (grid, levels) = match &site.scheme {
-        Scheme::Codebook { grid, levels } => (&**grid, Some(Cow::Borrowed(levels))),
-        Scheme::Piecewise { grid, segments } if segments.is_valid() => (&**grid, Some(Cow::Owned(segments.levels()))),
+    let (grid, few) = match &site.scheme {
+        Scheme::Codebook { grid, levels } => (&**grid, Some(Few::Levels(levels))),
+        Scheme::Piecewise { grid, segments } => (&**grid, Some(Few::Segments(*segments))),
         scheme => (scheme, None),
     };
-    let segments = if let Scheme::Piecewise { segments, .. } = site.scheme { Some(segments) } else { None };
     let (codes, scale, zero_point, factors) = match grid {
         Scheme::Affine { codes, scale, zero_point } => (*codes, *scale, ZeroPoint::Tensor(*zero_point), None),
         Scheme::Ptf { codes, scale, zero_point, factors } => {
@@ -179,7 +177,7 @@ pub(super) fn lower_values(
             }
             (*codes, *scale, zero_point.clone(), Some((factors.unit(*scale), parsed)))
         }
-        &Scheme::Log2 { bits, fraction_bits, scale, normalized } => {
+        &Scheme::Log2 { bits, fraction_bits, scale, normalized } if few.is_none() => {
             if !(4..=8).contains(&bits) || fraction_bits > 4 {
                 let what = format!("4 to 8 bits with 0 to 4 fraction bits needed, found {bits} with {fraction_bits}");
                 return Err(misfit(site, site.site.observed(), what));
@@ -198,27 +196,13 @@ pub(super) fn lower_values(
             }
             return Ok(0);
         }
-        Scheme::Weight { .. } => return Err(misfit(site, "", "the scheme 'weight' is for constants")),
-        Scheme::Accumulator => return Ok(0),
-        Scheme::Codebook { .. } => return Err(misfit(site, "", "the grid of a codebook is 'affine' or 'ptf'")),
-        Scheme::Piecewise { .. } => {
-            let what = "codes in two segments need 4 to 8 bits, a breakpoint from 1 to the highest code, a shift of 1 to 4, and a grid 'affine' or 'ptf'";
-            return Err(misfit(site, "", what));
-        }
+        Scheme::Weight { .. } if few.is_none() => return Err(misfit(site, "", "the scheme 'weight' is for constants")),
+        Scheme::Accumulator if few.is_none() => return Ok(0),
+        _ => return Err(misfit(site, "", "levels are codes of a grid with the scheme 'affine' or 'ptf'")),
     };
     let (low, high) = codes.range();
-    if let Some(segments) = segments
-        && (codes != Codes { bits: segments.level_bits(), signed: true })
-    {
-        let (bits, wide, found) = (segments.bits, segments.level_bits(), codes.bits);
-        let what = format!("codes of {bits} bits in two segments need a grid of signed codes of {wide} bits, found {found} bits");
+    if let Some(what) = few.and_then(|few| few.misfit(codes)) {
         return Err(misfit(site, "", what));
-    }
-    if let Some(levels) = levels.as_ref().filter(|_| segments.is_none()) {
-        let fit = codes.bits == 8 && (2..=128).contains(&levels.len()) && levels.iter().all(|l| (low..=high).contains(l));
-        if !fit {
-            return Err(misfit(site, "", format!("a codebook needs 2 to 128 levels on a grid of 8 bits, from {low} to {high}")));
-        }
     }
     let zeros = zero_point.as_slice();
     let outside = zeros.iter().find(|z| !(low..=high).contains(z));
@@ -265,17 +249,10 @@ pub(super) fn lower_values(
             Some(bounds) => clip_codes(edit, name, q, codes.dtype(), bounds),
             None => q,
         };
-        let (coded, snap) = match &levels {
-            Some(levels) => {
-                let nearest = nearest_levels(levels, low..=high);
-                let (first, last) = match segments {
-                    None => {
-                        let lut = table_lookup(edit, name, "level", coded, codes.dtype(), &nearest);
-                        (lut, lut)
-                    }
-                    Some(segments) => segmented(edit, name, coded, segments, codes.dtype(), (levels, &nearest)),
-                };
-                (last, Some((nearest, first.node)))
+        let (coded, snap) = match few {
+            Some(few) => {
+                let (first, last) = few.look_up(edit, name, coded, codes);
+                (last, Some((few.nearest(codes), first.node)))
             }
             None => (coded, None),
         };
@@ -306,6 +283,68 @@ pub(super) fn lower_values(
     Ok(site.site.values.len())
 }
 
+/// Which of a grid's codes occur.
+#[derive(Debug, Clone, Copy)]
+enum Few<'a> {
+    Levels(&'a [i32]),
+    Segments(Segments),
+}
+
+impl Few<'_> {
+    /// What every code of the grid becomes, from the lowest on.
+    fn nearest(self, grid: Codes) -> Vec<i32> {
+        let (low, high) = grid.range();
+        match self {
+            Few::Levels(levels) => nearest_levels(levels, low..=high),
+            Few::Segments(segments) => (low..=high).map(|code| segments.level(segments.nearest(code))).collect(),
+        }
+    }
+
+    /// Why these are no codes of such a grid.
+    fn misfit(self, grid: Codes) -> Option<String> {
+        let (low, high) = grid.range();
+        match self {
+            Few::Levels(levels) => {
+                let fit = grid.bits == 8 && (2..=128).contains(&levels.len()) && levels.iter().all(|l| (low..=high).contains(l));
+                (!fit).then(|| format!("a codebook needs 2 to 128 levels on a grid of 8 bits, from {low} to {high}"))
+            }
+            Few::Segments(segments) => {
+                let (bits, top) = (segments.bits, segments.top());
+                let wanted = Codes { bits: segments.level_bits(), signed: true };
+                let (is_signed, needed, found) = (if grid.signed { "signed" } else { "unsigned" }, wanted.bits, grid.bits);
+                if !(4..=8).contains(&bits) {
+                    Some(format!("codes in two segments need 4 to 8 bits, found {bits}"))
+                } else if !segments.is_valid() {
+                    let Segments { breakpoint, shift, .. } = segments;
+                    Some(format!(
+                        "codes of {bits} bits in two segments need a breakpoint of 1 to {top} and a shift of 1 to 4, found {breakpoint} and {shift}"
+                    ))
+                } else {
+                    (grid != wanted).then(|| {
+                        format!(
+                            "codes of {bits} bits in two segments need a grid of signed codes of {needed} bits, found {is_signed} ones of {found}"
+                        )
+                    })
+                }
+            }
+        }
+    }
+
+    /// Brings codes of the grid `grid` to those that occur: what the first table writes, and the codes of the grid that this stands for.
+    fn look_up(self, edit: &mut Edit<'_>, name: &str, q: Value, grid: Codes) -> (Value, Value) {
+        let Few::Segments(segments) = self else {
+            let levels = table_lookup(edit, name, "level", q, grid.dtype(), &self.nearest(grid));
+            return (levels, levels);
+        };
+        let (low, high) = grid.range();
+        let codes: Vec<i32> = (low..=high).map(|code| segments.nearest(code)).collect();
+        let codes = table_lookup(edit, name, "code", q, DType::I8, &codes);
+        // The lowest code does not occur.
+        let levels: Vec<i32> = (-segments.top() - 1..=segments.top()).map(|code| segments.level(code)).collect();
+        (codes, table_lookup(edit, name, "level", codes, grid.dtype(), &levels))
+    }
+}
+
 /// Codes through a table that holds what each becomes, from the lowest on; `dtype` is that of both, or of what they become.
 fn table_lookup(edit: &mut Edit<'_>, name: &str, what: &str, q: Value, dtype: DType, becomes: &[i32]) -> Value {
     // A table is in the order of the codes' bits: 0 and above first.
@@ -314,23 +353,6 @@ fn table_lookup(edit: &mut Edit<'_>, name: &str, what: &str, q: Value, dtype: DT
     let Some(table) = integers(dtype, &[entries.len()], &entries) else { return q };
     let table = edit.add_init(q.node, &format!("{name}_{what}s"), table);
     edit.add(q.node, NewOp::new(OpName::new(AI_VITQ, "Lut"), &format!("{name}_{what}")).inputs([q, table]))
-}
-
-/// Codes of a grid as those of two segments, of 8 bits, and these as levels again; both values.
-fn segmented(
-    edit: &mut Edit<'_>,
-    name: &str,
-    q: Value,
-    segments: Segments,
-    dtype: DType,
-    (levels, nearest): (&[i32], &[i32]),
-) -> (Value, Value) {
-    let code = |level: &i32| levels.partition_point(|l| l < level) as i32 - segments.top();
-    let codes: Vec<i32> = nearest.iter().map(code).collect();
-    let codes = table_lookup(edit, name, "code", q, DType::I8, &codes);
-    // The lowest code does not occur.
-    let each: Vec<i32> = (-segments.top() - 1..=segments.top()).map(|code| segments.level(code)).collect();
-    (codes, table_lookup(edit, name, "level", codes, dtype, &each))
 }
 
 /// Codes of less than 8 bits within their bytes.

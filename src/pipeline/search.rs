@@ -14,7 +14,7 @@ use crate::tune::cost::Cost;
 use crate::tune::damage::Walk;
 use crate::tune::objective::{Assignment, Distance, Objective};
 use crate::tune::room::Room;
-use crate::tune::search::{Change, Damage, damages, refine};
+use crate::tune::search::{Change, Damage, damages, damages_to_refine, refine};
 use crate::tune::widths::{Goal, Widening, bits_of, leave_in_float, may_widen, widen};
 
 /// Samples that damage is measured on, unless more are asked for.
@@ -78,7 +78,7 @@ pub struct Found {
     pub changes: Vec<Change>,
     /// Kinds of sites with wider ranges than calibration gives them.
     pub rooms: Vec<Room>,
-    /// What each activation site did alone, before its range or width changed.
+    /// What activation sites did alone, before their ranges or widths changed: all, or, where only ranges are searched, those whose ranges may be.
     pub damages: Vec<Damage>,
 }
 
@@ -108,7 +108,7 @@ impl Search<'_> {
             // What another range would cure, float need not.
             let mut cured = found.damages.clone();
             if wanted.ranges {
-                let changes = self.refine(&objective, objective.float(), &mut found.plan.clone(), &found.damages)?;
+                let changes = self.refine(&objective, objective.float(), &mut found.plan.clone(), &found.damages, 0.0)?;
                 improve(&mut cured, &changes);
             }
             let left = leave_in_float(&mut found.plan, &cured, &cost, wanted.float_share, WORTH_FLOAT, ENOUGH_DB);
@@ -129,23 +129,26 @@ impl Search<'_> {
                 found.damages.clear();
             }
         }
+        let mut rest = 0.0;
         if found.damages.is_empty() && wanted.ranges {
-            found.damages = self.damages(&objective, &background, &found.plan)?;
+            let mut walk = self.walk(&objective, background.clone())?;
+            let bar = (self.progress)("measuring sites");
+            (found.damages, rest) = damages_to_refine(&mut walk, &found.plan, &*bar).map_err(|e| self.failed(e))?;
         }
         let mut left = found.damages.clone();
         if wanted.widens() {
             let quantised =
                 self.source.with_fake_constants(&found.plan)?.objective(&found.plan, &inputs, self.options, self.threads)?;
-            let rest = self.weights_alone(&objective, &quantised)?;
+            let weights = self.weights_alone(&objective, &quantised)?;
             let goal = Goal {
                 noise: wanted.widen_to_db.map_or(0.0, |db| 10f64.powf(-db / 10.0)),
                 cost: wanted.widen_to_cost.unwrap_or(f64::INFINITY),
             };
-            found.widenings.extend(widen(&mut found.plan, &found.damages, rest, &cost, WIDE, goal));
+            found.widenings.extend(widen(&mut found.plan, &found.damages, weights, &cost, WIDE, goal));
             left.retain(|d| !found.widenings.iter().any(|w| w.site == d.site));
         }
         if wanted.ranges {
-            found.changes = self.refine(&objective, background, &mut found.plan, &left)?;
+            found.changes = self.refine(&objective, background, &mut found.plan, &left, rest)?;
         }
         if wanted.headroom {
             found.rooms = self.headroom(&found.clips, &found.changes, &mut found.plan)?;
@@ -252,18 +255,21 @@ impl Search<'_> {
         Ok((weights, all, found))
     }
 
+    /// Changes ranges of sites with a large enough share of these damages and of the `rest`.
     fn refine(
         &self,
         objective: &Objective,
         background: Assignment,
         plan: &mut QuantPlan,
         damages: &[Damage],
+        rest: f64,
     ) -> Result<Vec<Change>, PipelineError> {
         let mut walk = self.walk(objective, background)?;
         let bar = (self.progress)("changing ranges");
         let worst_leave = !self.target.has_custom_ops() || self.config.search.widens();
         let share = if worst_leave { SHARE_OF_THE_REST } else { SHARE };
-        refine(&mut walk, plan, damages, share, &*bar).map_err(|e| self.failed(e))
+        let all = rest + damages.iter().map(|d| d.noise).sum::<f64>();
+        refine(&mut walk, plan, damages, all * share, &*bar).map_err(|e| self.failed(e))
     }
 
     pub(super) fn walk<'o>(&self, objective: &'o Objective, background: Assignment) -> Result<Walk<'o>, PipelineError> {

@@ -1,6 +1,6 @@
 //! What a value is after it went through its codes and back: the effect of a scheme on floats, without a graph.
 
-use super::plan::{Codes, Constant, QuantPlan, Scheme, nearest_levels};
+use super::plan::{Codes, Constant, QuantPlan, Scheme, Segments, nearest_levels};
 use crate::ir::Tensor;
 use crate::simd::widest;
 
@@ -35,6 +35,40 @@ impl Linear {
     }
 }
 
+/// [`Segments`] in float32, whose integers below 2^24 are exact, and the zero points of the grid.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct TwoSegments {
+    /// The grid's lowest code.
+    lowest: f32,
+    breakpoint: f32,
+    /// A step beyond it.
+    step: f32,
+    top: f32,
+}
+
+impl TwoSegments {
+    fn new(segments: Segments, grid: Codes) -> TwoSegments {
+        TwoSegments {
+            lowest: grid.range().0 as f32,
+            breakpoint: segments.breakpoint.into(),
+            step: f32::from(segments.shift).exp2(),
+            top: segments.top() as f32,
+        }
+    }
+
+    /// The level of the nearest code, of two the even one.
+    #[inline(always)]
+    fn apply(&self, x: f32, grid: Linear) -> f32 {
+        let zero = self.lowest - grid.low;
+        let on_grid = round_half_even((x / grid.scale).clamp(grid.low, grid.high)) + zero;
+        let magnitude = on_grid.abs();
+        let beyond = (magnitude - self.breakpoint).max(0.0);
+        let code = round_half_even(magnitude.min(self.breakpoint) + beyond / self.step).min(self.top);
+        let level = code.min(self.breakpoint) + (code - self.breakpoint).max(0.0) * self.step;
+        (level.copysign(on_grid) - zero) * grid.scale
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 enum Kind {
     Tensor(Linear),
@@ -44,6 +78,11 @@ enum Kind {
     Codebook {
         linear: Vec<Linear>,
         nearest: Vec<f32>,
+    },
+    /// One, or one for each channel, and then small steps in the middle and large ones beyond.
+    Piecewise {
+        grid: Vec<Linear>,
+        segments: TwoSegments,
     },
     /// `scale · 2^(−q / steps)` by code, of which the highest is 0; `normalized`, over the sum of its row.
     Log2 {
@@ -82,8 +121,16 @@ impl FakeQuant {
                 let channels = factors.scales(*scale)?.into_iter().zip(zero_point.as_slice().iter().cycle());
                 Some(FakeQuant(Kind::Channels(channels.map(|(s, &z)| Linear::new(*codes, s, z)).collect())))
             }
-            Scheme::Codebook { grid, levels } => FakeQuant::of_levels(grid, levels),
-            Scheme::Piecewise { grid, segments } => FakeQuant::of_levels(grid, &segments.levels()),
+            Scheme::Codebook { grid, levels } => {
+                let (linear, codes) = FakeQuant::grid(grid)?;
+                let (low, high) = codes.range();
+                let nearest = nearest_levels(levels, low..=high).into_iter().map(|level| (level - low) as f32).collect();
+                Some(FakeQuant(Kind::Codebook { linear, nearest }))
+            }
+            Scheme::Piecewise { grid, segments } => {
+                let (grid, codes) = FakeQuant::grid(grid)?;
+                Some(FakeQuant(Kind::Piecewise { grid, segments: TwoSegments::new(*segments, codes) }))
+            }
             Scheme::Log2 { bits, fraction_bits, scale, normalized } => {
                 let top = f32::from(1u16 << bits) - 1.0;
                 let steps = f32::from(1u16 << fraction_bits);
@@ -95,17 +142,14 @@ impl FakeQuant {
         }
     }
 
-    /// Of a grid's codes those that are levels.
-    fn of_levels(grid: &Scheme, levels: &[i32]) -> Option<FakeQuant> {
+    /// A grid of which few codes occur: of the tensor, or of each channel.
+    fn grid(grid: &Scheme) -> Option<(Vec<Linear>, Codes)> {
         let (Scheme::Affine { codes, .. } | Scheme::Ptf { codes, .. }) = grid else { return None };
-        let (low, high) = codes.range();
-        let linear = match FakeQuant::of(grid)?.0 {
-            Kind::Tensor(one) => vec![one],
-            Kind::Channels(each) => each,
-            _ => return None,
-        };
-        let nearest = nearest_levels(levels, low..=high).into_iter().map(|level| (level - low) as f32).collect();
-        Some(FakeQuant(Kind::Codebook { linear, nearest }))
+        match FakeQuant::of(grid)?.0 {
+            Kind::Tensor(one) => Some((vec![one], *codes)),
+            Kind::Channels(each) => Some((each, *codes)),
+            _ => None,
+        }
     }
 
     /// Changes every element to what its code means; the last axis, of `channels` elements, is that of the scales.
@@ -135,6 +179,14 @@ impl FakeQuant {
                     }
                 },
             ),
+            Kind::Piecewise { grid, segments } => widest(
+                #[inline(always)]
+                || {
+                    for (run, &linear) in data.chunks_mut(inner.max(1)).zip(grid.iter().cycle()) {
+                        run.iter_mut().for_each(|x| *x = segments.apply(*x, linear));
+                    }
+                },
+            ),
             _ => self.apply(data, inner),
         }
     }
@@ -154,6 +206,15 @@ impl FakeQuant {
                 for row in data.chunks_mut(channels.max(1)) {
                     for (x, linear) in row.iter_mut().zip(linear.iter().cycle()) {
                         *x = linear.apply_level(*x, nearest);
+                    }
+                }
+            }
+            Kind::Piecewise { ref grid, ref segments } => {
+                // One scale for the tensor is one for all of its rows.
+                let row = if grid.len() == 1 { 1 } else { channels.max(1) };
+                for row in data.chunks_mut(row) {
+                    for (x, &linear) in row.iter_mut().zip(grid) {
+                        *x = segments.apply(*x, linear);
                     }
                 }
             }
@@ -324,8 +385,15 @@ mod tests {
                     let off = |v: f64| (v - f64::from(*x)).abs();
                     let least = levels.iter().map(real).map(off).fold(f64::INFINITY, f64::min);
                     prop_assert!(levels.iter().map(real).any(|v| v == f64::from(y)), "{y} is no level");
-                    // A value goes the way of its code, which is half a step off at most.
+                    // A value goes the way of its code, half a step off at most.
                     prop_assert!(off(f64::from(y)) <= least + steps[c], "{x}: {y}");
+                    let on_grid = (f64::from(*x) / steps[c]).round_ties_even() + f64::from(zeros[c]);
+                    let number = |level: i32| levels.iter().position(|l| *l == level).unwrap() as i32 - top;
+                    let of_grid = |level: &i32| (f64::from(*level) - on_grid).abs();
+                    let best = levels.iter().copied().min_by(|a, b| {
+                        of_grid(a).total_cmp(&of_grid(b)).then((number(*a) & 1).cmp(&(number(*b) & 1)))
+                    });
+                    prop_assert_eq!(best.as_ref().map(real), Some(f64::from(y)));
                 }
             }
         }

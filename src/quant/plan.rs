@@ -79,7 +79,7 @@ pub enum Scheme {
         /// The codes that occur, ascending, at most 128.
         levels: Vec<i32>,
     },
-    /// `real = grid(level(q))`: codes with small steps in the middle and large ones beyond a breakpoint.
+    /// `real = grid(level(q))`: codes with small steps in the middle and large ones beyond a breakpoint. Zero need not be a level.
     Piecewise {
         /// What the levels mean: `Ptf` or `Affine`, signed, four bits wider than the codes.
         grid: Box<Scheme>,

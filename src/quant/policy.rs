@@ -283,7 +283,7 @@ fn activation(
             (_, true) => Reach::Shared(SHARED),
             _ => Reach::Seen,
         };
-        if is_piecewise(site, &cfg, reach) {
+        if is_piecewise(site, &cfg, reach, &mut notes) {
             piecewise_scheme(seen, &cfg, codes).map_err(failed)?
         } else {
             ptf_scheme(seen, &cfg, codes, reach).map_err(failed)?
@@ -317,11 +317,26 @@ fn activation(
 }
 
 /// Whether a site's codes may have two segments: a residual sum's, which only sums and LayerNorms read, where each channel reaches as
-/// far as it was seen to.
-fn is_piecewise(site: &SiteRef, cfg: &SiteConfig, reach: Reach) -> bool {
-    let sum = matches!(site.site, Site::Residual1 | Site::Residual2 | Site::Embed);
-    let searched = cfg.ptf_search && cfg.calibration_mode == CalibrationMode::ChannelWise;
-    sum && cfg.ptf_piecewise && searched && cfg.bits <= 8 && reach == Reach::Seen
+/// far as it was seen to, and nobody asks for another reach.
+fn is_piecewise(site: &SiteRef, cfg: &SiteConfig, reach: Reach, notes: &mut Vec<String>) -> bool {
+    if !site.site.is_sum() || !cfg.ptf_piecewise || reach != Reach::Seen {
+        return false;
+    }
+    let needed = if !(cfg.ptf_search && cfg.calibration_mode == CalibrationMode::ChannelWise) {
+        "calibration_mode: channel_wise and ptf_search: true"
+    } else if cfg.bits > 8 {
+        "8 bits or fewer"
+    } else if !cfg.signed {
+        "signed codes"
+    } else if !matches!(cfg.observer, ObserverKind::Minmax | ObserverKind::Omse) {
+        "an observer that cuts nothing off unless the squared error says so: MinmaxObserver, OmseObserver"
+    } else {
+        return true;
+    };
+    if cfg.is_given(Key::PtfPiecewise) {
+        notes.push(format!("codes lie evenly, not in two segments: those need {needed}"));
+    }
+    false
 }
 
 /// Whether a site's channels are the hidden units of an MLP.
@@ -382,7 +397,7 @@ fn ptf_possible(site: &SiteRef, facts: &ModelFacts, given: bool, target: Target,
     let last_axis_is_channels = has_channels(site.site);
     if !last_axis_is_channels {
         notes.push("one scale for the tensor, not PTF: its last axis is not one of channels all the way".to_owned());
-    } else if multiplied && matches!(site.site, Site::Residual1 | Site::Residual2 | Site::Embed) {
+    } else if multiplied && site.site.is_sum() {
         notes.push("one scale for the tensor, not PTF: without a LayerNorm between, a Linear adds its channels up".to_owned());
         return false;
     } else if !target.has_custom_ops() && given {

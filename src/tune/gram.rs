@@ -45,8 +45,11 @@ impl Moments {
         }
         let apart: Vec<f64> = self.mean.iter().zip(&other.mean).map(|(a, b)| b - a).collect();
         let weight = self.total * other.total / total;
-        let (n, both) = (apart.len(), self.products.iter_mut().zip(&other.products).enumerate());
-        both.for_each(|(at, (a, b))| *a += b + weight * apart[at / n] * apart[at % n]);
+        let n = apart.len().max(1);
+        for ((row, added), of_row) in self.products.chunks_exact_mut(n).zip(other.products.chunks_exact(n)).zip(&apart) {
+            let of_row = weight * of_row;
+            row.iter_mut().zip(added).zip(&apart).for_each(|((a, b), d)| *a += b + of_row * d);
+        }
         self.mean.iter_mut().zip(&apart).for_each(|(m, d)| *m += d * other.total / total);
         self.total = total;
     }
@@ -59,9 +62,10 @@ impl Moments {
     /// `E[(x − m)·(x − m)ᵀ]`, `n × n`, where m is 0, or the mean if `about_mean`: what a Linear's error depends on when its
     /// bias makes up for the mean.
     pub fn second(&self, about_mean: bool) -> Vec<f64> {
-        let n = self.mean.len();
-        let moved = |at: usize| if about_mean { 0.0 } else { self.mean[at / n] * self.mean[at % n] };
-        self.products.iter().enumerate().map(|(at, p)| p / if self.total > 0.0 { self.total } else { 1.0 } + moved(at)).collect()
+        let total = if self.total > 0.0 { self.total } else { 1.0 };
+        let rows = self.products.chunks_exact(self.mean.len().max(1)).zip(&self.mean);
+        let moved = |a: f64, b: f64| if about_mean { 0.0 } else { a * b };
+        rows.flat_map(|(row, &a)| row.iter().zip(&self.mean).map(move |(p, &b)| p / total + moved(a, b))).collect()
     }
 }
 

@@ -3,7 +3,7 @@
 use super::damage::Walk;
 use super::range::{Candidate, capped, finer, nudged, rescaled, scaled};
 use crate::calib::Progress;
-use crate::quant::{QuantPlan, SitePlan};
+use crate::quant::{QuantPlan, Scheme, SitePlan};
 use crate::runtime::tract::EngineError;
 
 /// A site's damage must fall by this share for its range to be changed.
@@ -45,7 +45,32 @@ impl std::fmt::Display for Change {
 /// # Errors
 /// When an operator fails.
 pub fn damages(walk: &mut Walk<'_>, plan: &QuantPlan, progress: &dyn Progress) -> Result<Vec<Damage>, EngineError> {
-    let mut sites: Vec<&SitePlan> = plan.sites.iter().filter(|s| s.rounds()).collect();
+    each(walk, plan.sites.iter().filter(|s| s.rounds()).collect(), progress)
+}
+
+/// That of every site whose range [`refine`] may change, and of all others at once, which is nearly the sum of theirs.
+///
+/// # Errors
+/// When an operator fails.
+pub fn damages_to_refine(
+    walk: &mut Walk<'_>,
+    plan: &QuantPlan,
+    progress: &dyn Progress,
+) -> Result<(Vec<Damage>, f64), EngineError> {
+    let (searched, mut others): (Vec<&SitePlan>, Vec<_>) = plan.sites.iter().filter(|s| s.rounds()).partition(|s| has_range(s));
+    walk.order(&mut others, |s| &s.name);
+    let others: Vec<(&str, Option<&Scheme>)> = others.into_iter().map(|s| (s.name.as_str(), Some(&s.scheme))).collect();
+    let rest = if others.is_empty() { 0.0 } else { walk.noise_of(&others)? };
+    Ok((each(walk, searched, progress)?, rest))
+}
+
+/// Whether a site has a range that may be changed. Of a class token the samples have one row each: fewer than its range was taken from. And
+/// codes in two segments cut nothing off.
+fn has_range(site: &SitePlan) -> bool {
+    site.site.rows.is_none() && !matches!(site.scheme, Scheme::Piecewise { .. })
+}
+
+fn each(walk: &mut Walk<'_>, mut sites: Vec<&SitePlan>, progress: &dyn Progress) -> Result<Vec<Damage>, EngineError> {
     walk.order(&mut sites, |s| &s.name);
     let total = sites.len();
     let mut out = Vec::with_capacity(total);
@@ -56,7 +81,7 @@ pub fn damages(walk: &mut Walk<'_>, plan: &QuantPlan, progress: &dyn Progress) -
     Ok(out)
 }
 
-/// Changes the ranges of those sites that do more than a share of all damage, where that makes it less.
+/// Changes the ranges of those sites that do more damage than `least`, where that makes it less.
 ///
 /// # Errors
 /// When an operator fails.
@@ -64,13 +89,11 @@ pub fn refine(
     walk: &mut Walk<'_>,
     plan: &mut QuantPlan,
     damages: &[Damage],
-    share: f64,
+    least: f64,
     progress: &dyn Progress,
 ) -> Result<Vec<Change>, EngineError> {
-    let all: f64 = damages.iter().map(|d| d.noise).sum();
-    // Of a class token these samples have one row each: fewer than its range was taken from.
-    let rows = |d: &Damage| plan.site(&d.site).is_some_and(|s| s.site.rows.is_some());
-    let chosen: Vec<&Damage> = damages.iter().filter(|d| d.noise > all * share && !rows(d)).collect();
+    let may_change = |d: &&Damage| d.noise > least && plan.site(&d.site).is_some_and(has_range);
+    let chosen: Vec<&Damage> = damages.iter().filter(may_change).collect();
     let mut changes = Vec::new();
     for (i, damage) in chosen.iter().enumerate() {
         let Some(site) = plan.sites.iter_mut().find(|s| s.name == damage.site) else { continue };

@@ -68,7 +68,8 @@ pub fn with_bits(scheme: &Scheme, bits: u8) -> Option<Scheme> {
     }
 }
 
-/// The grid of codes in two segments with steps as small as its own width allows over the range of the levels.
+/// The grid of codes in two segments with steps as small as its own width allows over the range of the levels: all channels' by one factor, so
+/// that one whose zero lies far out keeps the others' steps from becoming as small as they could.
 fn filled(grid: &Scheme, segments: Segments) -> Option<Scheme> {
     let Scheme::Ptf { codes, scale, zero_point, factors } = grid else { return None };
     let (low, high) = codes.range();

@@ -68,7 +68,7 @@ impl Read {
 
     /// The site of these rows of a residual sum.
     fn row_of(&self, graph: &Graph, shapes: &Shapes, site: &SiteRef) -> Option<SiteRef> {
-        let sum = !site.weight && matches!(site.site, Site::Embed | Site::Residual1 | Site::Residual2);
+        let sum = !site.weight && site.site.is_sum();
         let [name] = site.values.as_slice() else { return None };
         // What a LayerNorm writes, or tokens are joined to, is not requantised: it has the codes of all its rows at once.
         let value = graph.value(name).filter(|&v| sum && graph.is_op(v.node, "Add") && !graph.is_output(v))?;

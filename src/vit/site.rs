@@ -96,6 +96,11 @@ sites! {
 }
 
 impl Site {
+    /// Whether it is a sum of the residual stream: the first, of patches and positions, or one behind attention or an MLP.
+    pub const fn is_sum(self) -> bool {
+        matches!(self, Site::Embed | Site::Residual1 | Site::Residual2)
+    }
+
     /// Whether the site comes of the general rules: there may be many in a model, told apart by their values' names.
     pub const fn is_general(self) -> bool {
         matches!(
