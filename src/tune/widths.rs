@@ -158,8 +158,7 @@ pub fn leave_in_float(
             let gain: f64 = sites.iter().map(&noise).sum();
             (macs > 0 && macs <= allowed && gain >= worth * left && sites.contains(&d.site)).then_some((gain, macs, sites))
         });
-        let per_mac = |g: &(f64, u64, BTreeSet<String>)| g.0 / g.1 as f64;
-        let Some((_, macs, sites)) = groups.max_by(|a, b| per_mac(a).total_cmp(&per_mac(b))) else { break };
+        let Some((_, macs, sites)) = next(groups.collect(), allowed) else { break };
         allowed -= macs;
         for name in sites {
             let Some(at) = plan.sites.iter().position(|s| s.name == name) else { continue };
@@ -177,10 +176,37 @@ pub fn leave_in_float(
     out
 }
 
+/// Sites that would be left in float together: the damage that takes away, and the multiply-accumulates it costs.
+type Group = (f64, u64, BTreeSet<String>);
+
+/// The group that takes most damage away for its cost, unless one that takes away more no longer fits behind it: then that one.
+fn next(groups: Vec<Group>, allowed: u64) -> Option<Group> {
+    let per_mac = |g: &Group| g.0 / g.1 as f64;
+    let (gain, macs, _) = groups.iter().max_by(|a, b| per_mac(a).total_cmp(&per_mac(b)))?;
+    let (gain, left) = (*gain, allowed.saturating_sub(*macs));
+    let excluded = |g: &&Group| g.0 > gain && g.1 > left;
+    let most = groups.iter().filter(excluded).max_by(|a, b| a.0.total_cmp(&b.0)).cloned();
+    most.or_else(|| groups.into_iter().max_by(|a, b| per_mac(a).total_cmp(&per_mac(b))))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::quant::plan::ZeroPoint;
+
+    /// A cheap group must not take the room of one that does far more.
+    #[test]
+    fn what_takes_most_damage_away_is_not_shut_out_by_what_is_cheap() {
+        let group = |gain: f64, macs: u64, name: &str| (gain, macs, BTreeSet::from([name.to_owned()]));
+        let name = |g: Option<Group>| g.and_then(|g| g.2.into_iter().next());
+        let groups = || vec![group(2.0, 7, "cheap"), group(5.0, 29, "large"), group(1.0, 20, "poor")];
+        assert_eq!(name(next(groups(), 34)).as_deref(), Some("large"));
+        // Both fit: the one with most for its cost first.
+        assert_eq!(name(next(groups(), 36)).as_deref(), Some("cheap"));
+        // One that does less is no reason.
+        assert_eq!(name(next(vec![group(2.0, 7, "cheap"), group(1.9, 29, "large")], 30)).as_deref(), Some("cheap"));
+        assert_eq!(name(next(Vec::new(), 30)), None);
+    }
 
     /// Two segments become even codes that reach as far and are finer, about the same middles.
     #[test]
