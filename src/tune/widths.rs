@@ -131,7 +131,7 @@ pub fn may_widen(site: &SitePlan) -> bool {
 }
 
 /// Leaves sites in float for as long as that costs no more than `share` of the model's multiply-accumulates, those first that
-/// take most damage away for their cost. A site is worth it if its products' sites do at least `worth` of the damage that is left.
+/// take most damage away for their cost, unless that leaves no room for one that takes away more. A site is worth it if its products' sites do at least `worth` of the damage that is left.
 ///
 /// Nothing more is left in float once the rest is predicted to leave `enough_db` at the outputs.
 pub fn leave_in_float(
@@ -153,12 +153,14 @@ pub fn leave_in_float(
         if left <= enough {
             break;
         }
-        let groups = damages.iter().filter(|d| !done.contains(&d.site)).filter_map(|d| {
+        let group = |d: &Damage| {
             let (macs, sites) = cost.with(&d.site);
             let gain: f64 = sites.iter().map(&noise).sum();
-            (macs > 0 && macs <= allowed && gain >= worth * left && sites.contains(&d.site)).then_some((gain, macs, sites))
-        });
-        let Some((_, macs, sites)) = next(groups.collect(), allowed) else { break };
+            let fits = macs > 0 && macs <= allowed && gain >= worth * left && sites.contains(&d.site);
+            fits.then_some(Group { gain, macs, sites })
+        };
+        let groups: Vec<Group> = damages.iter().filter(|d| !done.contains(&d.site)).filter_map(group).collect();
+        let Some(Group { macs, sites, .. }) = next(&groups, allowed).cloned() else { break };
         allowed -= macs;
         for name in sites {
             let Some(at) = plan.sites.iter().position(|s| s.name == name) else { continue };
@@ -176,17 +178,23 @@ pub fn leave_in_float(
     out
 }
 
-/// Sites that would be left in float together: the damage that takes away, and the multiply-accumulates it costs.
-type Group = (f64, u64, BTreeSet<String>);
+/// Sites that would be left in float together.
+#[derive(Debug, Clone)]
+struct Group {
+    /// The damage that takes away.
+    gain: f64,
+    /// The multiply-accumulates that are in float then.
+    macs: u64,
+    sites: BTreeSet<String>,
+}
 
 /// The group that takes most damage away for its cost, unless one that takes away more no longer fits behind it: then that one.
-fn next(groups: Vec<Group>, allowed: u64) -> Option<Group> {
-    let per_mac = |g: &Group| g.0 / g.1 as f64;
-    let (gain, macs, _) = groups.iter().max_by(|a, b| per_mac(a).total_cmp(&per_mac(b)))?;
-    let (gain, left) = (*gain, allowed.saturating_sub(*macs));
-    let excluded = |g: &&Group| g.0 > gain && g.1 > left;
-    let most = groups.iter().filter(excluded).max_by(|a, b| a.0.total_cmp(&b.0)).cloned();
-    most.or_else(|| groups.into_iter().max_by(|a, b| per_mac(a).total_cmp(&per_mac(b))))
+fn next(groups: &[Group], allowed: u64) -> Option<&Group> {
+    let per_mac = |g: &Group| g.gain / g.macs as f64;
+    let best = groups.iter().max_by(|a, b| per_mac(a).total_cmp(&per_mac(b)))?;
+    let left = allowed.saturating_sub(best.macs);
+    let shut_out = groups.iter().filter(|g| g.gain > best.gain && g.macs > left);
+    shut_out.max_by(|a, b| a.gain.total_cmp(&b.gain)).or(Some(best))
 }
 
 #[cfg(test)]
@@ -197,15 +205,17 @@ mod tests {
     /// A cheap group must not take the room of one that does far more.
     #[test]
     fn what_takes_most_damage_away_is_not_shut_out_by_what_is_cheap() {
-        let group = |gain: f64, macs: u64, name: &str| (gain, macs, BTreeSet::from([name.to_owned()]));
-        let name = |g: Option<Group>| g.and_then(|g| g.2.into_iter().next());
-        let groups = || vec![group(2.0, 7, "cheap"), group(5.0, 29, "large"), group(1.0, 20, "poor")];
-        assert_eq!(name(next(groups(), 34)).as_deref(), Some("large"));
+        let chosen = |groups: &[(f64, u64)], allowed| {
+            let group = |&(gain, macs): &(f64, u64)| Group { gain, macs, sites: BTreeSet::new() };
+            next(&groups.iter().map(group).collect::<Vec<_>>(), allowed).map(|g| g.macs)
+        };
+        let groups = [(2.0, 7), (5.0, 29), (1.0, 20)];
+        assert_eq!(chosen(&groups, 34), Some(29));
         // Both fit: the one with most for its cost first.
-        assert_eq!(name(next(groups(), 36)).as_deref(), Some("cheap"));
+        assert_eq!(chosen(&groups, 36), Some(7));
         // One that does less is no reason.
-        assert_eq!(name(next(vec![group(2.0, 7, "cheap"), group(1.9, 29, "large")], 30)).as_deref(), Some("cheap"));
-        assert_eq!(name(next(Vec::new(), 30)), None);
+        assert_eq!(chosen(&[(2.0, 7), (1.9, 29)], 30), Some(7));
+        assert_eq!(chosen(&[], 30), None);
     }
 
     /// Two segments become even codes that reach as far and are finer, about the same middles.
