@@ -103,6 +103,8 @@ fn rounding_with_regard_to_inputs_brings_the_outputs_nearer() {
     brings_the_outputs_nearer(GPTQ, 7);
     let plan = brings_the_outputs_nearer(&levels, 127);
     assert!(plan.sites.iter().any(|s| s.site.weight && matches!(s.scheme, Scheme::Codebook { .. })));
+    let plan = brings_the_outputs_nearer(&GPTQ.replacen("gptq}", "gptq, group_size: 4}", 1), 112);
+    assert!(plan.sites.iter().any(|s| s.site.weight && matches!(s.scheme, Scheme::Groups { .. })));
 }
 
 /// The plan, whose codes reach `top`.

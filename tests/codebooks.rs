@@ -179,11 +179,11 @@ fn levels_that_are_none_are_refused_for_weights() {
                     *bits = 4
                 }
             },
-            "a codebook on one of 8 bits",
+            "on one of 8 bits, a codebook",
         ),
         (
             |g, _| **g = Scheme::Log2 { bits: 8, fraction_bits: 3, scale: 1.0, normalized: false },
-            "'weight', or a codebook on one",
+            "'weight', or, on one of 8 bits",
         ),
     ];
     for (edit, what) in cases {

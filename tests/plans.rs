@@ -7,7 +7,7 @@ use vitq::calib::piecewise::Segments;
 use vitq::calib::run::{Failure, Forward, ForwardSession, Named, OnValue};
 use vitq::calib::{Digest, SampleSource, calibrate};
 use vitq::config::load::parse;
-use vitq::quant::plan::{ConstantsFile, Reparameterized};
+use vitq::quant::plan::{ConstantsFile, Groups, Reparameterized};
 use vitq::quant::{
     Codes, Factors, FloatSite, ModelFacts, PlanError, QuantPlan, Scheme, SitePlan, Target, ZeroPoint, make_plan, recordings,
 };
@@ -194,6 +194,12 @@ fn any_scheme() -> impl Strategy<Value = Scheme> {
                 grid: Box::new(Scheme::Weight { bits: 8, axis, scales }),
                 levels
             }),
+        (prop::option::of(0usize..4), prop::collection::vec(positive(), 0..20), any::<u8>(), any::<u16>()).prop_map(
+            |(axis, scales, bits, size)| Scheme::Groups {
+                grid: Box::new(Scheme::Weight { bits: 8, axis, scales }),
+                groups: Groups { bits, size: size.into() }
+            }
+        ),
         (any_ptf(), any::<[u8; 3]>()).prop_map(|(grid, [bits, breakpoint, shift])| Scheme::Piecewise {
             grid: Box::new(grid),
             segments: Segments { bits, breakpoint, shift }

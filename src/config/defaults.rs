@@ -29,6 +29,7 @@ pub(super) fn built_in(site: &str) -> SiteConfig {
         class_token_codes: true,
         ptf_piecewise: true,
         reparameterize: true,
+        group_size: 0,
         weight_rounding: Rounding::Nearest,
         bias_correction: false,
         float: false,

@@ -42,6 +42,8 @@ pub enum Key {
     MaxExponent,
     /// `ptf_mantissa_bits`
     PtfMantissaBits,
+    /// `group_size`
+    GroupSize,
     /// `weight_rounding`
     WeightRounding,
     /// `bias_correction`

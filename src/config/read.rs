@@ -7,7 +7,7 @@ use super::schema::{
 use super::tree::{Key, Node, Value};
 
 /// Keys of an entry.
-const ENTRY_KEYS: [&str; 21] = [
+const ENTRY_KEYS: [&str; 22] = [
     "calibration_mode",
     "bit_type",
     "observer_type",
@@ -26,6 +26,7 @@ const ENTRY_KEYS: [&str; 21] = [
     "class_token_codes",
     "ptf_piecewise",
     "reparameterize",
+    "group_size",
     "weight_rounding",
     "bias_correction",
     "float",
@@ -241,6 +242,16 @@ impl<'a> Reader<'a> {
                 "class_token_codes" => e.class_token_codes = Some(self.boolean(key, value)?),
                 "ptf_piecewise" => e.ptf_piecewise = Some(self.boolean(key, value)?),
                 "reparameterize" => e.reparameterize = Some(self.boolean(key, value)?),
+                "group_size" => {
+                    self.check_weights(key, place)?;
+                    let size = self.integer(key, value, 0, u16::MAX.into())?;
+                    if size == 1 {
+                        let reason =
+                            "`group_size` is 0 (no groups) or 2 and more: a factor for each element is another 4 bits for it.";
+                        return Err(self.error(key.line, reason.to_owned()));
+                    }
+                    e.group_size = Some(size);
+                }
                 "weight_rounding" => {
                     self.check_weights(key, place)?;
                     e.weight_rounding = Some(self.choice(value, "weight rounding", &Rounding::NAMES)?);
@@ -445,6 +456,7 @@ fn over(base: &Entry, top: &Entry) -> Entry {
         class_token_codes: top.class_token_codes.or(base.class_token_codes),
         ptf_piecewise: top.ptf_piecewise.or(base.ptf_piecewise),
         reparameterize: top.reparameterize.or(base.reparameterize),
+        group_size: top.group_size.or(base.group_size),
         weight_rounding: top.weight_rounding.or(base.weight_rounding),
         bias_correction: top.bias_correction.or(base.bias_correction),
         float,

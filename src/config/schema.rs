@@ -217,6 +217,9 @@ pub struct Entry {
     /// `ptf_mantissa_bits`, 0 to 3.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ptf_mantissa_bits: Option<u8>,
+    /// `group_size`, 0 or 2 to 65535.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_size: Option<u16>,
     /// `weight_rounding`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight_rounding: Option<Rounding>,
@@ -341,6 +344,8 @@ pub struct SiteConfig {
     /// Whether a LayerNorm's output, of [`Method::Ptf`] on a target without an operator for that, has the scales of its channels moved
     /// into the LayerNorm and the weights that read it.
     pub reparameterize: bool,
+    /// Elements of a weight of 4 to 7 even bits that share an integer factor; 0: none do. Nothing to an activation.
+    pub group_size: u16,
     /// How weights become codes; nothing to an activation.
     pub weight_rounding: Rounding,
     /// Whether the bias of a Linear makes up for what quantisation does to its mean output; nothing to an activation.
@@ -391,6 +396,7 @@ impl SiteConfig {
         take!(max_exponent, MaxExponent, entry.max_exponent);
         take!(ptf_mantissa_bits, PtfMantissaBits, entry.ptf_mantissa_bits);
         let weight = WEIGHTS.contains(&site);
+        take!(group_size, GroupSize, entry.group_size.filter(|_| weight));
         take!(weight_rounding, WeightRounding, entry.weight_rounding.filter(|_| weight));
         take!(bias_correction, BiasCorrection, entry.bias_correction.filter(|_| weight));
         let disabled = entry.output_quant_enable.filter(|_| !WEIGHTS.contains(&site)).map(|on| !on);

@@ -92,9 +92,11 @@ fn integers(dtype: DType, shape: &[usize], codes: &[i32]) -> Option<Tensor> {
 
 /// Stores a constant as integers behind a DequantizeLinear.
 pub(super) fn lower_constant(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Quantised) -> Result<(), LowerError> {
-    let Some(Constant { axis, scales, codes }) = site.scheme.constant() else {
-        return Err(misfit(site, "", "a constant needs the scheme 'weight', or a codebook on one of 8 bits"));
+    let Some(constant) = site.scheme.constant() else {
+        let what = "a constant needs the scheme 'weight', or, on one of 8 bits, a codebook or groups of 2 elements and more with codes of 4 to 7 bits";
+        return Err(misfit(site, "", what));
     };
+    let Constant { axis, scales, ref codes } = constant;
     let coding = Codes { bits: codes.bits(), signed: true };
     if let Scheme::Codebook { levels, .. } = &site.scheme {
         let top = codes.top();
@@ -106,21 +108,12 @@ pub(super) fn lower_constant(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Qua
         let old = find(edit, site, name, out)?;
         let tensor = edit.constant(old).ok_or_else(|| misfit(site, name, "it is not a constant"))?.clone();
         let x = tensor.to_f32().map_err(|e| misfit(site, name, e.to_string()))?;
-        let channels = match axis {
-            None => 1,
-            Some(a) => *tensor.shape.get(a).ok_or_else(|| misfit(site, name, format!("axis {a} of shape {:?}", tensor.shape)))?,
-        };
-        if scales.len() != channels || scales.iter().any(|s| !(s.is_finite() && *s > 0.0)) {
-            return Err(misfit(site, name, format!("{channels} positive scales needed, found {}", scales.len())));
-        }
-        let inner: usize = axis.map_or(1, |a| tensor.shape[a + 1..].iter().product());
-        let codes: Vec<i32> =
-            x.iter().enumerate().map(|(i, &v)| codes.round_half_even(v / scales[i / inner.max(1) % channels])).collect();
+        let codes = constant.codes(&tensor.shape, &x).map_err(|what| misfit(site, name, what))?;
         let codes = integers(coding.dtype(), &tensor.shape, &codes).ok_or_else(|| misfit(site, name, "codes out of range"))?;
         let anchor = old.node;
-        let shape: &[usize] = if axis.is_some() { &[channels] } else { &[] };
+        let shape: &[usize] = if axis.is_some() { &[scales.len()] } else { &[] };
         let scale_t = Tensor::new(shape, scales).map_err(|e| misfit(site, name, e.to_string()))?;
-        let zero_t = integers(coding.dtype(), shape, &vec![0; channels]).ok_or_else(|| misfit(site, name, "zero point"))?;
+        let zero_t = integers(coding.dtype(), shape, &vec![0; scales.len()]).ok_or_else(|| misfit(site, name, "zero point"))?;
         let codes = edit.add_init(anchor, &format!("{name}_quantized"), codes);
         let scale = edit.add_init(anchor, &format!("{name}_scale"), scale_t);
         let zero_point = edit.add_init(anchor, &format!("{name}_zero_point"), zero_t);
@@ -196,7 +189,9 @@ pub(super) fn lower_values(
             }
             return Ok(0);
         }
-        Scheme::Weight { .. } if few.is_none() => return Err(misfit(site, "", "the scheme 'weight' is for constants")),
+        Scheme::Weight { .. } | Scheme::Groups { .. } if few.is_none() => {
+            return Err(misfit(site, "", "the schemes 'weight' and 'groups' are for constants"));
+        }
         Scheme::Accumulator if few.is_none() => return Ok(0),
         _ => return Err(misfit(site, "", "levels are codes of a grid with the scheme 'affine' or 'ptf'")),
     };

@@ -138,7 +138,7 @@ impl FakeQuant {
                 let values = (0..1u16 << bits).map(|code| value(f32::from(code))).collect();
                 Some(FakeQuant(Kind::Log2 { steps, values, normalized: *normalized }))
             }
-            Scheme::Weight { .. } | Scheme::Accumulator => None,
+            Scheme::Weight { .. } | Scheme::Groups { .. } | Scheme::Accumulator => None,
         }
     }
 
@@ -243,16 +243,12 @@ impl FakeQuant {
 /// # Errors
 /// When the scales do not fit the tensor, or the tensor is not one of numbers.
 pub fn fake_constant(tensor: &Tensor, constant: &Constant<'_>) -> Result<Tensor, String> {
-    let Constant { axis, scales, codes } = constant;
     let mut data = tensor.to_f32().map_err(|e| e.to_string())?;
-    let inner: usize = axis.map_or(data.len().max(1), |a| tensor.shape.iter().skip(a + 1).product());
-    if axis.is_some_and(|a| tensor.shape.get(a) != Some(&scales.len())) || scales.is_empty() {
-        return Err(format!("{} scales for a tensor of shape {:?}", scales.len(), tensor.shape));
-    }
-    for (run, scale) in data.chunks_mut(inner.max(1)).zip(scales.iter().cycle()) {
-        for x in run {
-            *x = codes.round_half_even(*x / scale) as f32 * scale;
-        }
+    let codes = constant.codes(&tensor.shape, &data)?;
+    let inner: usize = constant.axis.map_or(data.len(), |a| tensor.shape.iter().skip(a + 1).product());
+    let runs = data.chunks_mut(inner.max(1)).zip(codes.chunks(inner.max(1)));
+    for ((run, codes), scale) in runs.zip(constant.scales.iter().cycle()) {
+        run.iter_mut().zip(codes).for_each(|(x, &code)| *x = code as f32 * scale);
     }
     Tensor::new(&tensor.shape, &data).map_err(|e| e.to_string())
 }

@@ -15,7 +15,8 @@ mod weights;
 
 pub(crate) use params::affine_scheme;
 pub use plan::{
-    Codes, Constant, ConstantCodes, Factors, FloatSite, PlanError, QuantPlan, Reparameterized, Scheme, SitePlan, ZeroPoint,
+    Codes, Constant, ConstantCodes, Factors, FloatSite, Groups, PlanError, QuantPlan, Reparameterized, Scheme, SitePlan,
+    ZeroPoint,
 };
 pub use policy::{ModelFacts, PolicyError, make_plan, recordings};
 pub use target::Target;

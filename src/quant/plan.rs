@@ -1,6 +1,7 @@
 //! The plan: every quantised value with its parameters, every float one with its reason. JSON that a person can review.
 
 mod constant;
+pub(crate) mod groups;
 
 pub use crate::calib::piecewise::Segments;
 use crate::ir::DType;
@@ -9,6 +10,7 @@ use crate::vit::{Site, SiteRef};
 use super::Target;
 
 pub use constant::{Constant, ConstantCodes};
+pub use groups::Groups;
 
 /// The version of the plan's format.
 pub const PLAN_VERSION: u32 = 1;
@@ -97,6 +99,14 @@ pub enum Scheme {
         /// One scale a channel.
         scales: Vec<f32>,
     },
+    /// A constant: `real = scale_c · f · q`, with an integer factor for each group of elements of a channel.
+    Groups {
+        /// What `f · q` means: a `Weight` of 8 bits.
+        grid: Box<Scheme>,
+        /// The width of q, and who shares a factor.
+        #[serde(flatten)]
+        groups: Groups,
+    },
     /// `real = scale · 2^(−q / 2^fraction_bits)`; the highest code is 0.
     Log2 {
         /// Width, 4 to 8.
@@ -182,6 +192,7 @@ impl Scheme {
             // As many as name each level, at most 7.
             Scheme::Codebook { levels, .. } => (levels.len().max(2).next_power_of_two().trailing_zeros() as u8).clamp(1, 8),
             Scheme::Piecewise { segments, .. } => segments.bits,
+            Scheme::Groups { groups, .. } => groups.bits,
             Scheme::Weight { bits, .. } | Scheme::Log2 { bits, .. } => *bits,
             Scheme::Accumulator => 32,
         }

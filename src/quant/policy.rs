@@ -219,7 +219,9 @@ fn weight(facts: &ModelFacts, site: &SiteRef, cfg: &SiteConfig) -> Result<SitePl
     let tensor = site.values.first().and_then(|v| facts.constants.get(v)).ok_or_else(missing)?;
     let (scheme, observed) =
         weights::scheme(site.site, tensor, &cfg).map_err(|what| PolicyError::Weight { site: name.clone(), what })?;
-    Ok(SitePlan { name, site: site.clone(), scheme, observed, note: None, search: None })
+    let in_vain = cfg.group_size > 0 && cfg.bits < 8 && !matches!(scheme, Scheme::Groups { .. });
+    let note = in_vain.then(|| "no factors for groups: group_size is for the method Uniform".to_owned());
+    Ok(SitePlan { name, site: site.clone(), scheme, observed, note, search: None })
 }
 
 fn activation(

@@ -2,7 +2,7 @@
 
 use super::codebook::GRID_BITS;
 use super::params::{observer, positive_scale};
-use super::plan::Scheme;
+use super::plan::{Groups, Scheme};
 use crate::calib::observer::Target as Part;
 use crate::calib::stats::{Recording, ValueStats};
 use crate::calib::{Grid, RangeQuery, codebook};
@@ -39,13 +39,15 @@ pub(super) fn scheme(site: Site, tensor: &Tensor, cfg: &SiteConfig) -> Result<(S
     let seen = ValueStats::from_samples(recording, [(tensor.shape.as_slice(), data.as_slice())]).map_err(text)?;
     let observer = observer(cfg, false).map_err(text)?;
     let codebook = cfg.method == Method::Codebook && cfg.bits < GRID_BITS;
-    let bits = if codebook { GRID_BITS } else { cfg.bits };
+    let groups = Groups { bits: cfg.bits, size: usize::from(cfg.group_size) };
+    let groups = (!codebook && groups.is_valid()).then_some(groups);
+    let bits = if codebook || groups.is_some() { GRID_BITS } else { cfg.bits };
     let grid = Grid::symmetric(bits).map_err(text)?;
     let parts: Vec<Part> = match axis {
         None => vec![Part::Tensor],
         Some(a) => (0..tensor.shape[a]).map(Part::Channel).collect(),
     };
-    let steps = f64::from((1i32 << (bits - 1)) - 1);
+    let steps = f64::from(groups.map_or((1i32 << (bits - 1)) - 1, Groups::largest));
     let scales = parts
         .into_iter()
         .map(|target| {
@@ -56,9 +58,10 @@ pub(super) fn scheme(site: Site, tensor: &Tensor, cfg: &SiteConfig) -> Result<(S
     let (lo, hi) = seen.range().unwrap_or((0.0, 0.0));
     let levels = codebook.then(|| levels(&data, axis.map(|a| &tensor.shape[a + 1..]), &scales, cfg.bits));
     let scheme = Scheme::Weight { bits, axis, scales };
-    let scheme = match levels {
-        Some(levels) => Scheme::Codebook { grid: Box::new(scheme), levels },
-        None => scheme,
+    let scheme = match (levels, groups) {
+        (Some(levels), _) => Scheme::Codebook { grid: Box::new(scheme), levels },
+        (None, Some(groups)) => Scheme::Groups { grid: Box::new(scheme), groups },
+        (None, None) => scheme,
     };
     Ok((scheme, [lo, hi]))
 }

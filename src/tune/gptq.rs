@@ -12,7 +12,7 @@
 //! and the loss is `Σ_k D_k · r_k²`, r_k being what is rounded away at k. So many scales are tried at the cost of one product each.
 
 use crate::parallel;
-use crate::quant::ConstantCodes;
+use crate::quant::{ConstantCodes, Groups};
 use crate::simd::widest;
 
 /// What is added to H's diagonal: this part of its mean, as in the paper's section 3.3.
@@ -108,12 +108,16 @@ impl Feedback {
         loss: &mut [f64; TRIED],
     ) {
         let scales = scales.map(f64::from);
+        let (factors, size) = match to.groups {
+            Some(groups) => (self.factors(w, &scales, to, groups), groups.size),
+            None => (vec![[1.0; TRIED]], w.len().max(1)),
+        };
         // The last way is to round each weight on its own.
         let mut made_up = [1.0; TRIED];
         made_up[TRIED - 1] = 0.0;
         let mut start = 0;
         for (k, (&channel, &weight)) in self.order.iter().zip(&self.weight).enumerate() {
-            let w = f64::from(w[channel]);
+            let (w, factor) = (f64::from(w[channel]), &factors[channel / size]);
             let mut seen = [0.0; TRIED];
             for (u, error) in self.columns[start..start + k].iter().zip(&*errors) {
                 for (x, e) in seen.iter_mut().zip(error) {
@@ -123,11 +127,11 @@ impl Feedback {
             start += k;
             let mut nearest = [0.0; TRIED];
             for i in 0..TRIED {
-                nearest[i] = (w + made_up[i] * seen[i]) / scales[i];
+                nearest[i] = (w + made_up[i] * seen[i]) / (scales[i] * factor[i]);
             }
             to.round(&mut nearest);
             for i in 0..TRIED {
-                let code = nearest[i];
+                let code = nearest[i] * factor[i];
                 let error = w - code * scales[i];
                 codes[k][i] = code;
                 errors[k][i] = error;
@@ -135,14 +139,53 @@ impl Feedback {
             }
         }
     }
+
+    /// The factor of each group of input channels on each scale: rounding to nearest with it has the least squared error, counted by D, or by 1
+    /// for the last way.
+    #[inline(always)]
+    fn factors(&self, w: &[f32], scales: &[f64; TRIED], to: &Rounder, groups: Groups) -> Vec<[f64; TRIED]> {
+        let mut weights = vec![0.0; w.len()];
+        for (&channel, &weight) in self.order.iter().zip(&self.weight) {
+            weights[channel] = weight;
+        }
+        let mut out = Vec::with_capacity(w.len().div_ceil(groups.size));
+        for (w, weights) in w.chunks(groups.size).zip(weights.chunks(groups.size)) {
+            let (mut best, mut least) = ([1.0; TRIED], [f64::INFINITY; TRIED]);
+            for factor in (1..=groups.largest_factor()).map(f64::from) {
+                let (steps, mut errors) = (scales.map(|s| s * factor), [0.0f64; TRIED]);
+                for (&w, &weight) in w.iter().zip(weights) {
+                    let (w, mut nearest) = (f64::from(w), [0.0; TRIED]);
+                    let mut by = [weight; TRIED];
+                    by[TRIED - 1] = 1.0;
+                    for i in 0..TRIED {
+                        nearest[i] = w / steps[i];
+                    }
+                    to.round(&mut nearest);
+                    for i in 0..TRIED {
+                        let missed = w - nearest[i] * steps[i];
+                        errors[i] += by[i] * missed * missed;
+                    }
+                }
+                for i in 0..TRIED {
+                    if errors[i] < least[i] {
+                        (least[i], best[i]) = (errors[i], factor);
+                    }
+                }
+            }
+            out.push(best);
+        }
+        out
+    }
 }
 
 /// Codes to round to, for many values side by side.
 struct Rounder {
-    /// The largest code of the width.
+    /// The largest code: of the width, or of a group's before its factor.
     top: f64,
-    /// The largest magnitude of all codes.
+    /// The largest magnitude of all codes, factors included.
     largest: f64,
+    /// Who shares a factor.
+    groups: Option<Groups>,
     /// Of a codebook, the lowest level; above each of these codes, so much is added to it.
     lowest: f64,
     steps: Vec<(f64, f64)>,
@@ -150,12 +193,12 @@ struct Rounder {
 
 impl Rounder {
     fn new(codes: &ConstantCodes) -> Rounder {
-        let (top, levels) = (f64::from(codes.top()), codes.levels());
+        let (top, levels) = (f64::from(codes.groups().map_or(codes.top(), Groups::top)), codes.levels());
         let steps = levels.windows(2).map(|pair| (f64::from((pair[0] + pair[1]).div_euclid(2)), f64::from(pair[1] - pair[0])));
-        let largest = levels.iter().map(|l| f64::from(l.abs())).fold(0.0, f64::max);
         Rounder {
             top,
-            largest: if largest > 0.0 { largest } else { top },
+            largest: f64::from(codes.largest()),
+            groups: codes.groups(),
             lowest: levels.first().map_or(0.0, |&l| f64::from(l)),
             steps: steps.collect(),
         }

@@ -48,7 +48,9 @@ pub fn scaled(site: &SitePlan, steps: i32) -> Option<Candidate> {
             Some((Scheme::Codebook { grid, levels: levels.clone() }, format!("scale times {factor:.2}")))
         }
         // Its tails cost little, and its breakpoint was chosen for what is inside.
-        Scheme::Piecewise { .. } | Scheme::Weight { .. } | Scheme::Log2 { .. } | Scheme::Accumulator => None,
+        Scheme::Piecewise { .. } | Scheme::Weight { .. } | Scheme::Groups { .. } | Scheme::Log2 { .. } | Scheme::Accumulator => {
+            None
+        }
     }
 }
 
@@ -71,6 +73,7 @@ pub fn widened(scheme: &Scheme, factor: f64) -> Option<Scheme> {
         Scheme::Codebook { .. }
         | Scheme::Piecewise { .. }
         | Scheme::Weight { .. }
+        | Scheme::Groups { .. }
         | Scheme::Log2 { .. }
         | Scheme::Accumulator => None,
     }
@@ -87,6 +90,7 @@ pub fn step(scheme: &Scheme) -> Option<f64> {
         Scheme::Codebook { .. }
         | Scheme::Piecewise { .. }
         | Scheme::Weight { .. }
+        | Scheme::Groups { .. }
         | Scheme::Log2 { .. }
         | Scheme::Accumulator => None,
     }

@@ -64,7 +64,7 @@ pub fn with_bits(scheme: &Scheme, bits: u8) -> Option<Scheme> {
         }
         Scheme::Codebook { grid, .. } => with_bits(grid, bits),
         Scheme::Piecewise { grid, segments } => with_bits(&filled(grid, *segments)?, bits),
-        Scheme::Weight { .. } | Scheme::Log2 { .. } | Scheme::Accumulator => None,
+        Scheme::Weight { .. } | Scheme::Groups { .. } | Scheme::Log2 { .. } | Scheme::Accumulator => None,
     }
 }
 

@@ -35,6 +35,7 @@ fn table(config: &Config) -> String {
             (_, Observer::Percentile) => {
                 format!(" alpha={} sigma={}", c.percentile_alpha, c.percentile_sigma)
             }
+            _ if c.group_size > 0 => format!(" groups of {}", c.group_size),
             _ => String::new(),
         };
         lines.push(format!(

@@ -1,6 +1,8 @@
-//! The codes of constants: all of a width, or the levels of a codebook.
+//! The codes of constants: all of a width, the levels of a codebook, or those of groups.
 
-use super::{Scheme, nearest_levels};
+use super::groups::PRODUCT_BITS;
+use super::{Groups, Scheme, nearest_levels};
+use crate::simd::widest;
 
 /// The codes that a constant's elements can have; symmetric, zero point 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -10,12 +12,13 @@ pub struct ConstantCodes {
     levels: Vec<i32>,
     /// The level nearest to each code, from the lowest code on.
     nearest: Vec<i32>,
+    groups: Option<Groups>,
 }
 
 impl ConstantCodes {
     /// All codes ±(2^(bits−1) − 1).
     pub fn of_width(bits: u8) -> Self {
-        Self { bits: bits.clamp(2, 16), levels: Vec::new(), nearest: Vec::new() }
+        Self { bits: bits.clamp(2, 16), levels: Vec::new(), nearest: Vec::new(), groups: None }
     }
 
     /// These of 8 bits; one beyond the ends is the end.
@@ -26,6 +29,11 @@ impl ConstantCodes {
         codes.levels.dedup();
         codes.nearest = nearest_levels(&codes.levels, -codes.top()..=codes.top());
         codes
+    }
+
+    /// Products of a factor and a code of few bits, 8 bits together.
+    pub fn of_groups(groups: Groups) -> Self {
+        Self { groups: Some(groups), ..Self::of_width(PRODUCT_BITS) }
     }
 
     /// The width in which they are stored.
@@ -43,7 +51,20 @@ impl ConstantCodes {
         &self.levels
     }
 
-    /// The code for a value that lies at `x` scales: what QuantizeLinear gives, and of a codebook the level next to it.
+    /// How elements share factors, if they do.
+    pub fn groups(&self) -> Option<Groups> {
+        self.groups
+    }
+
+    /// The largest magnitude that occurs, where all channels have their full range.
+    pub fn largest(&self) -> i32 {
+        match self.groups {
+            Some(groups) => groups.largest(),
+            None => self.levels.iter().map(|level| level.abs()).max().filter(|&l| l > 0).unwrap_or(self.top()),
+        }
+    }
+
+    /// The code for a value, of no group, that lies at `x` scales: what QuantizeLinear gives, and of a codebook the level next to it.
     pub fn round_half_even(&self, x: f32) -> i32 {
         let top = self.top();
         let code = f64::from(x).round_ties_even().clamp(f64::from(-top), f64::from(top));
@@ -64,8 +85,49 @@ pub struct Constant<'a> {
     pub codes: ConstantCodes,
 }
 
+impl Constant<'_> {
+    /// The codes of a tensor's elements, in their order.
+    ///
+    /// # Errors
+    /// When the scales do not fit the shape, or are none.
+    pub fn codes(&self, shape: &[usize], x: &[f32]) -> Result<Vec<i32>, String> {
+        let channels = match self.axis {
+            None => 1,
+            Some(a) => *shape.get(a).ok_or_else(|| format!("axis {a} of shape {shape:?}"))?,
+        };
+        if self.scales.len() != channels || self.scales.iter().any(|s| !(s.is_finite() && *s > 0.0)) {
+            return Err(format!("{channels} positive scales needed, found {}", self.scales.len()));
+        }
+        let inner: usize = self.axis.map_or(x.len(), |a| shape[a + 1..].iter().product()).max(1);
+        let mut codes = vec![0; x.len()];
+        let Some(groups) = self.codes.groups else {
+            for ((run, x), scale) in codes.chunks_mut(inner).zip(x.chunks(inner)).zip(self.scales.iter().cycle()) {
+                run.iter_mut().zip(x).for_each(|(code, x)| *code = self.codes.round_half_even(x / scale));
+            }
+            return Ok(codes);
+        };
+        let size = groups.size.clamp(1, x.len().max(1));
+        let (mut near, mut products) = (vec![0.0; size], vec![0; size]);
+        for (c, scale) in self.scales.iter().enumerate() {
+            let runs = (c * inner..x.len()).step_by(channels * inner);
+            let places: Vec<usize> = runs.flat_map(|start| start..start + inner).collect();
+            for places in places.chunks(size) {
+                let (near, products) = (&mut near[..places.len()], &mut products[..places.len()]);
+                near.iter_mut().zip(places).for_each(|(near, &at)| *near = x[at] / scale);
+                widest(
+                    #[inline(always)]
+                    || groups.round_half_even(near, products),
+                );
+                products.iter().zip(places).for_each(|(&product, &at)| codes[at] = product);
+            }
+        }
+        Ok(codes)
+    }
+}
+
 impl Scheme {
-    /// What the scheme says of a constant; `None` of an activation's, and of a codebook on another grid than one of 8 bits.
+    /// What the scheme says of a constant; `None` of an activation's, of a codebook or groups on another grid than one of 8 bits, and
+    /// of groups that are none.
     pub fn constant(&self) -> Option<Constant<'_>> {
         match self {
             Scheme::Weight { bits, axis, scales } => {
@@ -77,6 +139,12 @@ impl Scheme {
                 }
                 _ => None,
             },
+            Scheme::Groups { grid, groups } => match &**grid {
+                Scheme::Weight { bits: PRODUCT_BITS, axis, scales } if groups.is_valid() => {
+                    Some(Constant { axis: *axis, scales, codes: ConstantCodes::of_groups(*groups) })
+                }
+                _ => None,
+            },
             _ => None,
         }
     }
@@ -85,7 +153,7 @@ impl Scheme {
     pub(crate) fn constant_scales(&mut self) -> Option<&mut Vec<f32>> {
         match self {
             Scheme::Weight { scales, .. } => Some(scales),
-            Scheme::Codebook { grid, .. } => grid.constant_scales(),
+            Scheme::Codebook { grid, .. } | Scheme::Groups { grid, .. } => grid.constant_scales(),
             _ => None,
         }
     }

@@ -117,12 +117,13 @@ pub struct CompileSummary {
 }
 
 /// The order in which schemes are listed.
-const ORDER: [&str; 7] = ["weight", "affine", "ptf", "piecewise", "codebook", "log2", "accumulator"];
+const ORDER: [&str; 8] = ["weight", "groups", "affine", "ptf", "piecewise", "codebook", "log2", "accumulator"];
 
 /// Quantised sites of a plan by scheme and width.
 pub fn quantised(plan: &QuantPlan) -> Vec<SchemeCount> {
     let name = |s: &Scheme| match s {
         Scheme::Weight { .. } => "weight",
+        Scheme::Groups { .. } => "groups",
         Scheme::Affine { .. } => "affine",
         Scheme::Ptf { .. } => "ptf",
         Scheme::Piecewise { .. } => "piecewise",

@@ -46,25 +46,36 @@ fn inverse(h: &[f64], n: usize) -> Vec<Vec<f64>> {
 /// GPTQ as the paper has it, equations 2 and 3: after each channel all that follow are changed by the inverse of what is left of
 /// H. No factorisation is shared with the code under test.
 fn published(h: &[f64], n: usize, w: &[f32], scale: f32, nearest: impl Fn(f64) -> f64) -> Vec<i32> {
+    let kept = made_up(h, n, w, |_, x| nearest(x / f64::from(scale)) * f64::from(scale));
+    kept.into_iter().map(|x| (x / f64::from(scale)).round() as i32).collect()
+}
+
+/// The same with codes ±top and a step for each input channel.
+fn by_factors(h: &[f64], n: usize, w: &[f32], step: impl Fn(usize) -> f64, top: f64) -> Vec<f32> {
+    let nearest = |channel: usize, x: f64| (x / step(channel)).round_ties_even().clamp(-top, top) * step(channel);
+    made_up(h, n, w, nearest).into_iter().map(|x| x as f32).collect()
+}
+
+/// Of both, what the weights become; `nearest` rounds the value of a channel.
+fn made_up(h: &[f64], n: usize, w: &[f32], nearest: impl Fn(usize, f64) -> f64) -> Vec<f64> {
     let h = damped(h, n);
     let mut order: Vec<usize> = (0..n).collect();
     order.sort_by(|&a, &b| h[b * n + b].total_cmp(&h[a * n + a]).then(a.cmp(&b)));
     let mut w: Vec<f64> = w.iter().map(|&v| f64::from(v)).collect();
-    let mut codes = vec![0; n];
+    let mut kept = vec![0.0; n];
     for k in 0..n {
         let left = &order[k..];
         let m = left.len();
         let part: Vec<f64> = (0..m * m).map(|at| h[left[at / m] * n + left[at % m]]).collect();
         let inverse = inverse(&part, m);
         let q = left[0];
-        let code = nearest(w[q] / f64::from(scale));
-        codes[q] = code as i32;
-        let error = (w[q] - code * f64::from(scale)) / inverse[0][0];
+        kept[q] = nearest(q, w[q]);
+        let error = (w[q] - kept[q]) / inverse[0][0];
         for (j, &channel) in left.iter().enumerate() {
             w[channel] -= error * inverse[0][j];
         }
     }
-    codes
+    kept
 }
 
 fn rows(n: usize) -> impl Strategy<Value = Vec<Vec<f64>>> {
@@ -156,14 +167,50 @@ proptest! {
         }
     }
 
+    /// With a factor for each group: the steps that are found, rounded by the paper's own equations, give the same loss, and rounding to nearest
+    /// on the scale given has no less.
+    #[test]
+    fn groups_are_rounded_as_the_paper_has_it((n, rows, w) in case(), bits in 5u8..8, size in 2usize..5, shrink in 0.3f32..1.2) {
+        let h = moments(&rows);
+        let d = damped(&h, n);
+        let groups = Groups { bits, size };
+        let largest = w.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+        prop_assume!(largest > 1e-3);
+        let given = largest / groups.largest() as f32 * shrink;
+        let codes = ConstantCodes::of_groups(groups);
+        let feedback = Feedback::new(&h, n);
+        let out = round(&w, &[given], &feedback, &codes, 1);
+        let tensor = |x: &[f32]| crate::ir::Tensor::new(&[n, 1], x).unwrap();
+        let plain = |scale: f32, x: &[f32]| {
+            let constant = Constant { axis: Some(1), scales: &[scale], codes: codes.clone() };
+            crate::quant::fake::fake_constant(&tensor(x), &constant).unwrap().to_f32().unwrap()
+        };
+        let found = loss(&d, n, &w, &out.weights);
+        prop_assert!(found <= loss(&d, n, &w, &plain(given, &w)) * (1.0 + 1e-5) + 1e-9);
+        // The factors that were chosen among, tried all: one of them, by the paper's equations, is what was found, or the last way was.
+        let (scale, ways) = (f64::from(out.scales[0]), n.div_ceil(size) as u32);
+        let all = (0..groups.largest_factor().pow(ways)).map(|mut at| {
+            let factors: Vec<f64> = (0..ways).map(|_| {
+                let f = at % groups.largest_factor() + 1;
+                at /= groups.largest_factor();
+                f64::from(f)
+            }).collect();
+            by_factors(&h, n, &w, |channel| scale * factors[channel / size], f64::from(groups.top()))
+        });
+        let same = |kept: &[f32]| kept.iter().zip(&out.weights).all(|(a, b)| f64::from((a - b).abs()) <= 1e-5 * scale);
+        prop_assert!(ways > 2 || same(&plain(out.scales[0], &w)) || all.into_iter().any(|kept| same(&kept)), "{:?}", out);
+    }
+
     /// What lowering does to the result, rounding to nearest on the plan's scales, changes nothing.
     #[test]
     fn nearest_gives_the_codes_back(
         (n, rows, w) in case(), bits in 3u8..9, levels in prop::option::of(prop::collection::btree_set(-127i32..=127, 2..17)),
+        size in prop::option::of(2usize..6),
     ) {
-        let codes = match levels {
-            None => ConstantCodes::of_width(bits),
-            Some(levels) => ConstantCodes::of_levels(&levels.into_iter().collect::<Vec<_>>()),
+        let codes = match (levels, size) {
+            (_, Some(size)) => ConstantCodes::of_groups(Groups { bits: bits.clamp(4, 7), size }),
+            (None, _) => ConstantCodes::of_width(bits),
+            (Some(levels), _) => ConstantCodes::of_levels(&levels.into_iter().collect::<Vec<_>>()),
         };
         let out = round(&w, &[1e6], &Feedback::new(&moments(&rows), n), &codes, 1);
         let tensor = crate::ir::Tensor::new(&[n, 1], &out.weights).unwrap();
