@@ -38,11 +38,6 @@ fn improve(damages: &mut [Damage], changes: &[Change]) {
     }
 }
 
-fn point(widened: String, sites: usize, noise: f64, cost: &Cost, bits: &BTreeMap<String, u8>) -> FrontierPoint {
-    let sqnr_db = -10.0 * noise.max(f64::MIN_POSITIVE).log10();
-    FrontierPoint { widened, sites, sqnr_db, weight_bits: cost.weight_bits(bits), mac_bits: cost.mac_bits(bits) }
-}
-
 /// What the search needs.
 pub struct Search<'a> {
     /// The model.
@@ -208,7 +203,15 @@ impl Search<'_> {
         let cost = Cost::of(&self.source.model.graph, &self.source.vit.sites);
         let mut bits = bits_of(plan);
         let mut left = all + weights;
-        let mut frontier = vec![point(String::new(), 0, left, &cost, &bits)];
+        let weight_bits = cost.weight_bits(plan);
+        let point = |widened: String, sites: usize, noise: f64, bits: &BTreeMap<String, u8>| FrontierPoint {
+            widened,
+            sites,
+            sqnr_db: -10.0 * noise.max(f64::MIN_POSITIVE).log10(),
+            weight_bits,
+            mac_bits: cost.mac_bits(bits),
+        };
+        let mut frontier = vec![point(String::new(), 0, left, &bits)];
         let mut sites = Vec::new();
         for damage in damages {
             let now = bits.get(&damage.site).copied().unwrap_or(32);
@@ -222,7 +225,7 @@ impl Search<'_> {
             if plan.site(&damage.site).is_some_and(may_widen) {
                 left -= damage.noise;
                 bits.insert(damage.site.clone(), WIDE);
-                frontier.push(point(damage.site, frontier.len(), left, &cost, &bits));
+                frontier.push(point(damage.site, frontier.len(), left, &bits));
             }
         }
         Ok(Sensitivity { sites, weights, measured, frontier })

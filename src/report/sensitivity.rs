@@ -29,7 +29,7 @@ pub struct FrontierPoint {
     pub sites: usize,
     /// Predicted SQNR of the outputs, in dB.
     pub sqnr_db: f64,
-    /// Bits of all weights together.
+    /// Bits of all weights together, factors of groups included.
     pub weight_bits: u64,
     /// Σ multiply-accumulates × bits of one operand × bits of the other, of one sample.
     pub mac_bits: u64,

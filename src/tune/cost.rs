@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ir::shape::{self, Shapes};
 use crate::ir::{CANONICAL_OPSET, Graph, NodeId, Value};
+use crate::quant::QuantPlan;
 use crate::vit::SiteRef;
 
 /// A matrix product or convolution.
@@ -56,9 +57,9 @@ impl Cost {
         self.products.iter().map(|p| p.macs).sum()
     }
 
-    /// Bits of all weights together; `bits` is the width of a site by its full name, and what is no site is in float.
-    pub fn weight_bits(&self, bits: &BTreeMap<String, u8>) -> u64 {
-        self.weights.iter().map(|(site, n)| n * width(bits, site)).sum()
+    /// Bits of all weights together, as a plan has them; those that it has no codes for are in float.
+    pub fn weight_bits(&self, plan: &QuantPlan) -> u64 {
+        self.weights.iter().map(|(name, &n)| plan.site(name).map_or(n * FLOAT, |site| site.scheme.stored_bits(n))).sum()
     }
 
     /// Σ multiply-accumulates × bits of one operand × bits of the other, of one sample.

@@ -149,6 +149,17 @@ impl Scheme {
         }
     }
 
+    /// Bits of so many elements of a constant, and of the factors that groups of them share.
+    pub fn stored_bits(&self, elements: u64) -> u64 {
+        let codes = elements * u64::from(self.bits());
+        let Some(Constant { scales, codes: ConstantCodes { groups: Some(groups), .. }, .. }) = self.constant() else {
+            return codes;
+        };
+        let channels = scales.len().max(1) as u64;
+        let factors = channels * (elements / channels).div_ceil(groups.size as u64);
+        codes + factors * u64::from(PRODUCT_BITS - groups.bits)
+    }
+
     /// The scales of a constant, to be changed.
     pub(crate) fn constant_scales(&mut self) -> Option<&mut Vec<f32>> {
         match self {
@@ -182,6 +193,15 @@ mod tests {
             let turned: Vec<i32> = levels.iter().rev().copied().collect();
             prop_assert_eq!(ConstantCodes::of_levels(&turned).round_half_even(x), best);
         }
+    }
+
+    #[test]
+    fn factors_are_stored_too() {
+        let grid = Scheme::Weight { bits: 8, axis: Some(1), scales: vec![1.0; 3] };
+        assert_eq!(grid.stored_bits(60), 480);
+        // 20 elements a channel: three groups, of 8, 8 and 4.
+        let groups = Scheme::Groups { grid: Box::new(grid), groups: Groups { bits: 5, size: 8 } };
+        assert_eq!(groups.stored_bits(60), 60 * 5 + 9 * 3);
     }
 
     #[test]
