@@ -6,22 +6,18 @@
 
 /// What fell on a grid of codes, in units of a code: weight, first and second moment of the values at each.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Grid {
-    weight: Vec<f64>,
-    first: Vec<f64>,
-    second: Vec<f64>,
-}
+pub struct Grid(Vec<[f64; 3]>);
 
 impl Grid {
     /// An empty grid of `codes` codes.
     #[must_use]
     pub fn new(codes: usize) -> Self {
-        Self { weight: vec![0.0; codes], first: vec![0.0; codes], second: vec![0.0; codes] }
+        Self(vec![[0.0; 3]; codes])
     }
 
     /// Adds values that lie evenly from `lo` to `hi`, in units of a code; what is beyond the ends counts there, with its distance.
     pub fn add(&mut self, lo: f64, hi: f64, weight: f64) {
-        let last = self.weight.len().saturating_sub(1) as f64;
+        let last = self.0.len().saturating_sub(1) as f64;
         // A code answers what is within a half of it.
         let (from, to) = ((lo + 0.5).floor().clamp(0.0, last), (hi + 0.5).floor().clamp(0.0, last));
         let width = hi - lo;
@@ -30,8 +26,7 @@ impl Grid {
             let b = if code as f64 == to { hi } else { code as f64 + 0.5 };
             let part = if width > 0.0 { weight * (b - a) / width } else { weight };
             let middle = 0.5 * (a + b);
-            if let (Some(w), Some(m), Some(q)) = (self.weight.get_mut(code), self.first.get_mut(code), self.second.get_mut(code))
-            {
+            if let Some([w, m, q]) = self.0.get_mut(code) {
                 *w += part;
                 *m += part * middle;
                 *q += part * (middle * middle + (b - a) * (b - a) / 12.0);
@@ -42,9 +37,10 @@ impl Grid {
     /// Adds a value, in units of a code.
     #[inline]
     pub fn add_value(&mut self, value: f64, weight: f64) {
-        let last = self.weight.len().saturating_sub(1) as f64;
-        let code = (value + 0.5).floor().clamp(0.0, last) as usize;
-        if let (Some(w), Some(m), Some(q)) = (self.weight.get_mut(code), self.first.get_mut(code), self.second.get_mut(code)) {
+        let last = self.0.len().saturating_sub(1) as f64;
+        // What is cut off of a number that is not negative is what `floor` takes away.
+        let code = (value + 0.5).clamp(0.0, last) as usize;
+        if let Some([w, m, q]) = self.0.get_mut(code) {
             *w += weight;
             *m += weight * value;
             *q += weight * value * value;
@@ -54,18 +50,18 @@ impl Grid {
     /// The `k` levels with the least squared error, ascending, and that error; fewer where fewer suffice.
     #[must_use]
     pub fn levels(&self, k: usize) -> (Vec<usize>, f64) {
-        let n = self.weight.len();
-        let sums = |list: &[f64]| -> Vec<f64> {
+        let n = self.0.len();
+        let sums = |of: usize| -> Vec<f64> {
             std::iter::once(0.0)
-                .chain(list.iter().scan(0.0, |sum, x| {
+                .chain(self.0.iter().scan(0.0, |sum, code| {
                     Some({
-                        *sum += x;
+                        *sum += code[of];
                         *sum
                     })
                 }))
                 .collect()
         };
-        let (w, m, q) = (sums(&self.weight), sums(&self.first), sums(&self.second));
+        let (w, m, q) = (sums(0), sums(1), sums(2));
         // A run of codes `a..b`: its level, and its error there.
         let run = |a: usize, b: usize| -> (usize, f64) {
             let (w, m, q) = (w[b] - w[a], m[b] - m[a], q[b] - q[a]);
@@ -158,8 +154,8 @@ mod tests {
             let mut points = grid.clone();
             values.iter().for_each(|&(v, w)| grid.add(v, v, w));
             values.iter().for_each(|&(v, w)| points.add_value(v, w));
-            for (a, b) in [(&grid.weight, &points.weight), (&grid.first, &points.first), (&grid.second, &points.second)] {
-                prop_assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-9), "{a:?} {b:?}");
+            for (a, b) in grid.0.iter().flatten().zip(points.0.iter().flatten()) {
+                prop_assert!((a - b).abs() <= 1e-9, "{grid:?} {points:?}");
             }
             let (levels, error) = grid.levels(k);
             prop_assert!(levels.len() <= k && levels.windows(2).all(|p| p[0] < p[1]) && levels.iter().all(|&l| l < codes));
@@ -173,10 +169,8 @@ mod tests {
             run.add(lo, lo + width, 1.0);
             let n = 20_000;
             (0..n).for_each(|i| many.add(lo + width * (f64::from(i) + 0.5) / f64::from(n), lo + width * (f64::from(i) + 0.5) / f64::from(n), 1.0 / f64::from(n)));
-            for (a, b) in [(&run.weight, &many.weight), (&run.first, &many.first), (&run.second, &many.second)] {
-                for (a, b) in a.iter().zip(b) {
-                    prop_assert!((a - b).abs() < 0.02, "{a} {b}");
-                }
+            for (a, b) in run.0.iter().flatten().zip(many.0.iter().flatten()) {
+                prop_assert!((a - b).abs() < 0.02, "{a} {b}");
             }
         }
     }

@@ -82,11 +82,13 @@ impl Refit {
         };
         let mut out = Grid::new(1 << GRID_BITS);
         let low = codes.range().0;
-        let offset = |zero: &i32| f64::from(zero - low);
+        // Scale and offset of each element of a row: no iterator that begins again in the innermost loop.
+        let both = scales.iter().cycle().zip(zeros.iter().cycle());
+        let both = both.map(|(&scale, zero)| (f64::from(scale), f64::from(zero - low)));
+        let meaning: Vec<(f64, f64)> = both.take(seen.first()?.0.last().copied().unwrap_or(1).max(1)).collect();
         for (row, weight) in self.rows(seen) {
-            for ((&x, &scale), zero) in row.iter().zip(scales.iter().cycle()).zip(zeros.iter().cycle()) {
-                let scale = f64::from(scale);
-                out.add_value(f64::from(x) / scale + offset(zero), weight * scale * scale);
+            for (&x, &(scale, offset)) in row.iter().zip(&meaning) {
+                out.add_value(f64::from(x) / scale + offset, weight * scale * scale);
             }
         }
         Some(out)
