@@ -36,7 +36,7 @@ fn check(w: &[f32], products: &[i64], groups: Groups, scales: &[f32], of_channel
             };
             let found: f64 = group.iter().map(|&at| (f64::from(w[at]) / f64::from(scale) - products[at] as f64).powi(2)).sum();
             let possible = |f: i64| group.iter().all(|&at| products[at] % f == 0 && (products[at] / f).abs() <= top);
-            assert!((1..=16).any(possible), "{c} {group:?}: {products:?}");
+            assert!((1..=groups.largest_factor().into()).any(possible), "{c} {group:?}: {products:?}");
             for f in (1..=groups.largest_factor()).map(f64::from) {
                 let least = error(&|x| (x / f).round_ties_even().clamp(-top as f64, top as f64) * f);
                 assert!(found <= least + 1e-6, "{c} {group:?} factor {f}: {found} {least}");
@@ -78,6 +78,11 @@ fn the_graph_is_that_of_8_bit_weights() {
     let grouped = lines(&text(GROUPS));
     let (model, plan, _) = lowered(&variant(GROUPS), Target::Integer);
     snapshot("groups", &(grouped.concat() + &factors(&model, &plan)));
+    // Of groups the file says which codes they are in.
+    let notes = &model.header.metadata;
+    let said = notes.iter().find(|(key, _)| key == "vitq.groups").map(|(_, value)| value.as_str());
+    let wanted = r#"{"fc2_w_quantized":{"bits":4,"group_size":3},"patch_w_quantized":{"bits":5,"group_size":2}}"#;
+    assert_eq!(said, Some(wanted));
     let operators = |lines: &[String]| lines.iter().filter(|l| l.contains(" = ") && l.contains('(')).cloned().collect::<Vec<_>>();
     assert_eq!(operators(&grouped), operators(&lines(&text("default: {bit_type: {bits: 8}}"))));
 }
@@ -120,32 +125,39 @@ fn a_factor_for_each_group_errs_less_than_one_scale() {
 #[test]
 fn near_misses_have_no_groups() {
     let scheme = |yaml: &str| planned(&variant(yaml), Target::Integer).1.site("blocks.0.mlp_fc2").unwrap().clone();
-    // 8 bits fill the product alone, and more do not fit.
-    for bits in [8, 12] {
-        let site = scheme(&format!("layers: {{mlp_fc2: {{bit_type: {{bits: {bits}}}, group_size: 8}}}}"));
-        assert!(matches!(site.scheme, Scheme::Weight { .. }) && site.note.is_none(), "{site:?}");
+    let cases = [
+        // 8 bits fill the product alone, and more do not fit.
+        "bit_type: {bits: 8}",
+        "bit_type: {bits: 12}",
+        "bit_type: {bits: 4}, quantization_method: Codebook",
+        "bit_type: {bits: 4}, calibration_mode: layer_wise",
+    ];
+    for case in cases {
+        let site = scheme(&format!("layers: {{mlp_fc2: {{group_size: 8, {case}}}}}"));
+        assert!(!matches!(site.scheme, Scheme::Groups { .. }), "{site:?}");
+        assert!(site.note.as_ref().is_some_and(|n| n.contains("group_size is for channel_wise")), "{site:?}");
     }
-    let site = scheme("layers: {mlp_fc2: {bit_type: {bits: 4}, group_size: 8, quantization_method: Codebook}}");
-    assert!(matches!(site.scheme, Scheme::Codebook { .. }), "{site:?}");
-    assert!(site.note.as_ref().is_some_and(|n| n.contains("group_size is for the method Uniform")), "{site:?}");
+    // What is said of all weights is not meant for those of 8 bits.
+    let site = scheme("layers: {default: {group_size: 8}, mlp_fc1: {bit_type: {bits: 4}}}");
+    assert!(matches!(site.scheme, Scheme::Weight { bits: 8, .. }) && site.note.is_none(), "{site:?}");
     assert!(matches!(scheme("layers: {mlp_fc2: {bit_type: {bits: 4}, group_size: 0}}").scheme, Scheme::Weight { bits: 4, .. }));
 }
 
 #[test]
 fn groups_that_are_none_are_refused() {
     type Edit = fn(&mut Box<Scheme>, &mut Groups);
-    let cases: [(Edit, &str); 7] = [
-        (|_, g| g.bits = 3, "codes of 4 to 7 bits"),
-        (|_, g| g.bits = 8, "codes of 4 to 7 bits"),
-        (|_, g| g.size = 0, "groups of 2 elements and more"),
-        (|_, g| g.size = 1, "groups of 2 elements and more"),
+    let cases: [(Edit, &str); 8] = [
+        (|_, g| g.bits = 3, "with 4 to 7 bits"),
+        (|_, g| g.bits = 8, "with 4 to 7 bits"),
+        (|_, g| g.size = 0, "a group_size of 2 or more"),
+        (|_, g| g.size = 1, "a group_size of 2 or more"),
         (
             |w, _| {
                 if let Scheme::Weight { bits, .. } = &mut **w {
                     *bits = 4
                 }
             },
-            "on one of 8 bits",
+            "'groups' on a grid of 8 bits",
         ),
         (
             |w, _| {
@@ -155,7 +167,15 @@ fn groups_that_are_none_are_refused() {
             },
             "4 positive scales needed, found 2",
         ),
-        (|w, g| **w = Scheme::Groups { grid: w.clone(), groups: *g }, "on one of 8 bits"),
+        (
+            |w, _| {
+                if let Scheme::Weight { axis, .. } = &mut **w {
+                    *axis = None
+                }
+            },
+            "with that and an axis",
+        ),
+        (|w, g| **w = Scheme::Groups { grid: w.clone(), groups: *g }, "'groups' on a grid of 8 bits"),
     ];
     for (edit, what) in cases {
         let (mut model, mut plan) = planned(&variant(GROUPS), Target::Integer);
@@ -172,10 +192,14 @@ fn groups_that_are_none_are_refused() {
 
 #[test]
 fn a_group_longer_than_a_channel_is_the_channel() {
-    let (_, plan, _) = lowered(&variant("layers: {mlp_fc2: {bit_type: {bits: 4}, group_size: 65535}}"), Target::Integer);
-    assert_eq!(parts(&plan, "blocks.0.mlp_fc2").0.size, 65535);
-    let (mut model, mut endless) = planned(&variant(GROUPS), Target::Integer);
-    let Scheme::Groups { groups, .. } = &mut site(&mut endless, "blocks.0.mlp_fc2").scheme else { panic!() };
-    groups.size = usize::MAX;
-    lower(&mut model, &endless).unwrap();
+    let codes = |size: usize| {
+        let (mut model, mut plan) = planned(&variant(GROUPS), Target::Integer);
+        let Scheme::Groups { groups, .. } = &mut site(&mut plan, "blocks.0.mlp_fc2").scheme else { panic!() };
+        groups.size = size;
+        lower(&mut model, &plan).unwrap();
+        constant(&model, "fc2_w_quantized").to_i64().unwrap()
+    };
+    // A channel has 8 elements.
+    assert_eq!((codes(9), codes(usize::MAX)), (codes(8), codes(8)));
+    assert_ne!(codes(8), codes(7));
 }

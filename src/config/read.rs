@@ -247,7 +247,7 @@ impl<'a> Reader<'a> {
                     let size = self.integer(key, value, 0, u16::MAX.into())?;
                     if size == 1 {
                         let reason =
-                            "`group_size` is 0 (no groups) or 2 and more: a factor for each element is another 4 bits for it.";
+                            "`group_size` is 0 (no groups) or 2 and more: with a factor of its own an element takes 8 bits.";
                         return Err(self.error(key.line, reason.to_owned()));
                     }
                     e.group_size = Some(size);

@@ -18,8 +18,10 @@ mod qdq;
 mod rows;
 mod unread;
 
+use std::collections::BTreeMap;
+
 use crate::ir::{AI_VITQ, CANONICAL_OPSET, DType, Edit, Model, VerifyError, opset_needed, shape};
-use crate::quant::plan::{Scheme, SitePlan};
+use crate::quant::plan::{Groups, Scheme, SitePlan};
 use crate::quant::{PlanError, QuantPlan};
 use crate::vit::SiteRef;
 
@@ -200,5 +202,16 @@ fn finish(model: &mut Model, plan: &QuantPlan) -> Result<(), LowerError> {
     let note = |key: &str, value: &str| (format!("vitq.{key}"), value.to_owned());
     header.metadata.retain(|(key, _)| !key.starts_with("vitq."));
     header.metadata.extend([note("target", plan.target.name()), note("config", &plan.config), note("model", &plan.model)]);
+    let groups: BTreeMap<String, Groups> = plan.constants().filter_map(|(name, scheme)| grouped(name, scheme)).collect();
+    if !groups.is_empty() {
+        // Names and numbers: nothing in it has a failing serialiser.
+        header.metadata.push(note("groups", &serde_json::to_string(&groups).unwrap_or_default()));
+    }
     Ok(())
+}
+
+/// How the codes of a constant share factors, by the name that they have in the emitted model, which alone does not tell.
+fn grouped(name: &str, scheme: &Scheme) -> Option<(String, Groups)> {
+    let Scheme::Groups { groups, .. } = scheme else { return None };
+    Some((format!("{name}_quantized"), *groups))
 }

@@ -101,9 +101,9 @@ pub enum Scheme {
     },
     /// A constant: `real = scale_c · f · q`, with an integer factor for each group of elements of a channel.
     Groups {
-        /// What `f · q` means: a `Weight` of 8 bits.
+        /// What `f · q` means: a `Weight` of 8 bits with a scale a channel.
         grid: Box<Scheme>,
-        /// The width of q, and who shares a factor.
+        /// The width of q, and how elements share factors.
         #[serde(flatten)]
         groups: Groups,
     },

@@ -219,8 +219,11 @@ fn weight(facts: &ModelFacts, site: &SiteRef, cfg: &SiteConfig) -> Result<SitePl
     let tensor = site.values.first().and_then(|v| facts.constants.get(v)).ok_or_else(missing)?;
     let (scheme, observed) =
         weights::scheme(site.site, tensor, &cfg).map_err(|what| PolicyError::Weight { site: name.clone(), what })?;
-    let in_vain = cfg.group_size > 0 && cfg.bits < 8 && !matches!(scheme, Scheme::Groups { .. });
-    let note = in_vain.then(|| "no factors for groups: group_size is for the method Uniform".to_owned());
+    // Of all weights a `default` speaks, those of 8 bits among them.
+    let meant = cfg.bits < 8 || cfg.source(Key::GroupSize) >= Source::Site;
+    let in_vain = cfg.group_size > 0 && meant && !matches!(scheme, Scheme::Groups { .. });
+    let note = in_vain
+        .then(|| "no factors for groups: group_size is for channel_wise scales, 4 to 7 bits and the method Uniform".to_owned());
     Ok(SitePlan { name, site: site.clone(), scheme, observed, note, search: None })
 }
 

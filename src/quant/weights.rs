@@ -2,6 +2,7 @@
 
 use super::codebook::GRID_BITS;
 use super::params::{observer, positive_scale};
+use super::plan::groups::PRODUCT_BITS;
 use super::plan::{Groups, Scheme};
 use crate::calib::observer::Target as Part;
 use crate::calib::stats::{Recording, ValueStats};
@@ -40,8 +41,12 @@ pub(super) fn scheme(site: Site, tensor: &Tensor, cfg: &SiteConfig) -> Result<(S
     let observer = observer(cfg, false).map_err(text)?;
     let codebook = cfg.method == Method::Codebook && cfg.bits < GRID_BITS;
     let groups = Groups { bits: cfg.bits, size: usize::from(cfg.group_size) };
-    let groups = (!codebook && groups.is_valid()).then_some(groups);
-    let bits = if codebook || groups.is_some() { GRID_BITS } else { cfg.bits };
+    let groups = (!codebook && axis.is_some() && groups.is_valid()).then_some(groups);
+    let bits = match groups {
+        Some(_) => PRODUCT_BITS,
+        None if codebook => GRID_BITS,
+        None => cfg.bits,
+    };
     let grid = Grid::symmetric(bits).map_err(text)?;
     let parts: Vec<Part> = match axis {
         None => vec![Part::Tensor],

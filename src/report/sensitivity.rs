@@ -31,7 +31,8 @@ pub struct FrontierPoint {
     pub sqnr_db: f64,
     /// Bits of all weights together, factors of groups included.
     pub weight_bits: u64,
-    /// Σ multiply-accumulates × bits of one operand × bits of the other, of one sample.
+    /// Σ multiply-accumulates × bits of one operand × bits of the other, of one sample; products with the factors of groups, one a group, are
+    /// not counted.
     pub mac_bits: u64,
 }
 

@@ -184,7 +184,7 @@ struct Rounder {
     top: f64,
     /// The largest magnitude of all codes, factors included.
     largest: f64,
-    /// Who shares a factor.
+    /// How input channels share factors.
     groups: Option<Groups>,
     /// Of a codebook, the lowest level; above each of these codes, so much is added to it.
     lowest: f64,
@@ -204,7 +204,7 @@ impl Rounder {
         }
     }
 
-    /// As [`ConstantCodes::round_half_even`].
+    /// As [`ConstantCodes::round_half_even`]; in groups, the code without its factor.
     #[inline(always)]
     fn round(&self, x: &mut [f64; TRIED]) {
         for x in &mut *x {

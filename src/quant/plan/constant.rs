@@ -31,8 +31,8 @@ impl ConstantCodes {
         codes
     }
 
-    /// Products of a factor and a code of few bits, 8 bits together.
-    pub fn of_groups(groups: Groups) -> Self {
+    /// Products of a factor and a code of few bits, 8 bits together; of groups that are valid.
+    pub(crate) fn of_groups(groups: Groups) -> Self {
         Self { groups: Some(groups), ..Self::of_width(PRODUCT_BITS) }
     }
 
@@ -89,8 +89,8 @@ impl Constant<'_> {
     /// The codes of a tensor's elements, in their order.
     ///
     /// # Errors
-    /// When the scales do not fit the shape, or are none.
-    pub fn codes(&self, shape: &[usize], x: &[f32]) -> Result<Vec<i32>, String> {
+    /// When there is no positive scale for each channel of the shape.
+    pub(crate) fn codes(&self, shape: &[usize], x: &[f32]) -> Result<Vec<i32>, String> {
         let channels = match self.axis {
             None => 1,
             Some(a) => *shape.get(a).ok_or_else(|| format!("axis {a} of shape {shape:?}"))?,
@@ -140,8 +140,8 @@ impl Scheme {
                 _ => None,
             },
             Scheme::Groups { grid, groups } => match &**grid {
-                Scheme::Weight { bits: PRODUCT_BITS, axis, scales } if groups.is_valid() => {
-                    Some(Constant { axis: *axis, scales, codes: ConstantCodes::of_groups(*groups) })
+                Scheme::Weight { bits: PRODUCT_BITS, axis: Some(axis), scales } if groups.is_valid() => {
+                    Some(Constant { axis: Some(*axis), scales, codes: ConstantCodes::of_groups(*groups) })
                 }
                 _ => None,
             },

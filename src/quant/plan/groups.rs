@@ -2,7 +2,8 @@
 //!
 //! Two-level scales (VS-Quant, Dai et al., arXiv 2102.04503, section 4.4): the real value is `scale_c · f · q`, with one scale for an output
 //! channel and a factor f for each group of its elements. `f · q` fits 8 bits, so that an engine for 8-bit weights needs to
-//! know nothing of groups; one that multiplies fewer bits multiplies q and, once a group, the sum by f.
+//! know nothing of groups; one that multiplies fewer bits multiplies q and, once a group, the sum by f. The smallest f that divides all
+//! products of a group and leaves none above the largest q is one that it can take.
 
 /// The width of `f · q`.
 pub(crate) const PRODUCT_BITS: u8 = 8;
@@ -30,7 +31,7 @@ impl Groups {
         (1 << (self.bits.clamp(4, PRODUCT_BITS - 1) - 1)) - 1
     }
 
-    /// The largest f: those of 8 − bits bits, from 1.
+    /// The largest f: 8 − bits bits hold f − 1.
     pub fn largest_factor(self) -> i32 {
         1 << (PRODUCT_BITS - self.bits.clamp(4, PRODUCT_BITS - 1))
     }
@@ -40,13 +41,12 @@ impl Groups {
         self.top() * self.largest_factor()
     }
 
-    /// The factor of a group whose elements lie at `x` scales: the one with the least squared error, the smallest of several.
-    /// Where all lie on the grid of any factor, none that has no error gives other products.
+    /// The factor of a group whose elements lie at `x` scales: the one with the least squared error, the smallest of several. If some
+    /// factor represents all elements exactly, every factor without error gives the same products. What is not finite has no say.
     #[inline(always)]
     fn factor(self, x: &[f32]) -> i32 {
         let (top, mut errors) = (f64::from(self.top()), [0.0f64; FACTORS]);
-        for &x in x {
-            let x = f64::from(x);
+        for x in x.iter().filter(|x| x.is_finite()).map(|&x| f64::from(x)) {
             for (error, f) in errors.iter_mut().zip(1u8..) {
                 let f = f64::from(f);
                 let missed = x - f * (x / f).round_ties_even().clamp(-top, top);
@@ -117,6 +117,12 @@ mod tests {
     fn products_fill_8_bits_and_no_more() {
         let largest = |bits| Groups { bits, size: 8 }.largest();
         assert_eq!([4, 5, 6, 7].map(largest), [112, 120, 124, 126]);
-        assert_eq!(products(Groups { bits: 4, size: 2 }, &[f32::NAN, 3.0]), [0, 3]);
+    }
+
+    #[test]
+    fn what_is_not_finite_does_not_cut_the_others_off() {
+        let groups = Groups { bits: 4, size: 3 };
+        assert_eq!(products(groups, &[f32::NAN, 98.0, f32::NEG_INFINITY]), [0, 98, -98]);
+        assert_eq!(products(groups, &[f32::NAN; 2]), [0, 0]);
     }
 }

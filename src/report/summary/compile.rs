@@ -211,7 +211,10 @@ impl CompileSummary {
     fn fmt_sites(&self, f: &mut Formatter<'_>) -> Result {
         let total: usize = self.quantised.iter().map(|q| q.sites).sum();
         let float: usize = self.float.iter().map(|g| g.sites.len()).sum();
-        let show = |q: &SchemeCount| format!("{} {} of {} bits", q.sites, q.scheme, q.bits);
+        let show = |q: &SchemeCount| match q.scheme {
+            "groups" => format!("{} weight of {} bits in groups", q.sites, q.bits),
+            scheme => format!("{} {scheme} of {} bits", q.sites, q.bits),
+        };
         let schemes: Vec<String> = self.quantised.iter().map(show).collect();
         row(f, "Quantised", &format!("{total} of {}: {}", count(total + float, "site"), schemes.join(", ")))?;
         for g in &self.adjusted {
