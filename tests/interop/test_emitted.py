@@ -1,4 +1,6 @@
 """Every model that vitq emits is valid ONNX, and other people's runtimes compute what it says."""
+import json
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -172,6 +174,27 @@ def test_exponents_around_gelu_and_before_linears(vitq, digits, model, tmp_path)
     x, labels = digits
     before, after = (accuracy(in_batches(run_ort, m, x), labels) for m in (model, out))
     assert after >= before - 2, f"{before:.2f} % before, {after:.2f} % after"
+
+
+@vit
+@emitted
+def test_factors_of_weights_are_read_off_the_file(vitq, digits, model, target, tmp_path):
+    """`vitq.groups` names the codes that are products of a factor and a code of few bits; the smallest factor that serves is one."""
+    out = tmp_path / "w4a8.onnx"
+    vitq(*compile_args(model, target, out, "--config", "w4a8"))
+    proto = onnx.load(out)
+    groups = json.loads(next(p.value for p in proto.metadata_props if p.key == "vitq.groups"))
+    codes = {t.name: numpy_helper.to_array(t).astype(int) for t in proto.graph.initializer if t.name in groups}
+    assert len(codes) == len(groups) >= 6
+    for name, of in groups.items():
+        assert of == {"bits": 4, "group_size": 8}
+        for channel in codes[name].T:
+            for group in np.split(channel, range(8, len(channel), 8)):
+                fits = [f for f in range(1, 17) if not (group % f).any() and (abs(group // f) <= 7).all()]
+                assert fits, f"{name}: {group}"
+    x, labels = digits
+    before, after = (accuracy(in_batches(run_ort, m, x), labels) for m in (model, out))
+    assert after >= before - 3, f"{before:.2f} % before, {after:.2f} % after"
 
 
 def assert_custom_ops_agree(proto, digits):
