@@ -179,9 +179,12 @@ fn levels_that_are_none_are_refused_for_weights() {
                     *bits = 4
                 }
             },
-            "'codebook' on a grid of 8 bits",
+            "'codebook' on a 'weight' grid of 8 bits",
         ),
-        (|g, _| **g = Scheme::Log2 { bits: 8, fraction_bits: 3, scale: 1.0, normalized: false }, "needs the scheme 'weight'"),
+        (
+            |g, _| **g = Scheme::Log2 { bits: 8, fraction_bits: 3, scale: 1.0, normalized: false },
+            "a constant's scheme is 'weight'",
+        ),
     ];
     for (edit, what) in cases {
         let (mut model, mut plan) = planned(&variant(WEIGHTS), Target::Integer);

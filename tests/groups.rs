@@ -157,7 +157,7 @@ fn groups_that_are_none_are_refused() {
                     *bits = 4
                 }
             },
-            "'groups' on a grid of 8 bits",
+            "'groups' on such a grid",
         ),
         (
             |w, _| {
@@ -173,9 +173,9 @@ fn groups_that_are_none_are_refused() {
                     *axis = None
                 }
             },
-            "with that and an axis",
+            "on such a grid with an axis",
         ),
-        (|w, g| **w = Scheme::Groups { grid: w.clone(), groups: *g }, "'groups' on a grid of 8 bits"),
+        (|w, g| **w = Scheme::Groups { grid: w.clone(), groups: *g }, "'groups' on such a grid"),
     ];
     for (edit, what) in cases {
         let (mut model, mut plan) = planned(&variant(GROUPS), Target::Integer);

@@ -93,7 +93,7 @@ fn integers(dtype: DType, shape: &[usize], codes: &[i32]) -> Option<Tensor> {
 /// Stores a constant as integers behind a DequantizeLinear.
 pub(super) fn lower_constant(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Quantised) -> Result<(), LowerError> {
     let Some(constant) = site.scheme.constant() else {
-        let what = "a constant needs the scheme 'weight'; or 'codebook' on a grid of 8 bits with that; or 'groups' on a grid of 8 bits with that and an axis, with 4 to 7 bits and a group_size of 2 or more";
+        let what = "a constant's scheme is 'weight'; or 'codebook' on a 'weight' grid of 8 bits; or 'groups' on such a grid with an axis, with 4 to 7 bits and a group_size of 2 or more";
         return Err(misfit(site, "", what));
     };
     let Constant { axis, scales, ref codes } = constant;
