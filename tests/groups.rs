@@ -87,6 +87,22 @@ fn the_graph_is_that_of_8_bit_weights() {
     assert_eq!(operators(&grouped), operators(&lines(&text("default: {bit_type: {bits: 8}}"))));
 }
 
+/// The model may have a value of the name that the codes would get.
+#[test]
+fn the_file_names_the_codes_as_they_are_named() {
+    let (mut model, plan) = planned(&variant(GROUPS), Target::Integer);
+    let text = print_model(&model, &PrintOptions::lossless()).replace("fc2_p", "fc2_w_quantized");
+    assert!(text.contains("fc2_w_quantized"));
+    model = vitq::ir::text::parse_model(&text).unwrap();
+    lower(&mut model, &plan).unwrap();
+    let said = model.header.metadata.iter().find(|(key, _)| key == "vitq.groups").map(|(_, value)| value.clone()).unwrap();
+    let said: std::collections::BTreeMap<String, Groups> = serde_json::from_str(&said).unwrap();
+    assert!(!said.contains_key("fc2_w_quantized"), "{said:?}");
+    for name in said.keys() {
+        assert_eq!(constant(&model, name).dtype, vitq::ir::DType::I8);
+    }
+}
+
 /// Each output channel's groups of `fc2_w`, as the smallest factor that names all its products and what is left of them.
 fn factors(model: &Model, plan: &QuantPlan) -> String {
     let products = constant(model, "fc2_w_quantized").to_i64().unwrap();

@@ -156,12 +156,12 @@ pub fn lower(model: &mut Model, plan: &QuantPlan) -> Result<LowerReport, LowerEr
     custom::report_float_softmaxes(&edit, &quantised, &mut report);
     expand::rms_norms(&mut edit);
     edit.commit()?;
-    finish(model, plan)?;
+    finish(model, plan, &quantised.groups)?;
     Ok(report)
 }
 
 /// Operator sets, functions and header of the lowered model.
-fn finish(model: &mut Model, plan: &QuantPlan) -> Result<(), LowerError> {
+fn finish(model: &mut Model, plan: &QuantPlan, groups: &BTreeMap<String, Groups>) -> Result<(), LowerError> {
     let used: Vec<&'static str> = functions::function_names()
         .filter(|name| model.graph.ops().into_iter().any(|id| model.graph.op(id).is_some_and(|o| o.op.is_in(AI_VITQ, name))))
         .collect();
@@ -202,16 +202,9 @@ fn finish(model: &mut Model, plan: &QuantPlan) -> Result<(), LowerError> {
     let note = |key: &str, value: &str| (format!("vitq.{key}"), value.to_owned());
     header.metadata.retain(|(key, _)| !key.starts_with("vitq."));
     header.metadata.extend([note("target", plan.target.name()), note("config", &plan.config), note("model", &plan.model)]);
-    let groups: BTreeMap<String, Groups> = plan.constants().filter_map(|(name, scheme)| grouped(name, scheme)).collect();
     if !groups.is_empty() {
-        // Names and numbers: nothing in it has a failing serialiser.
-        header.metadata.push(note("groups", &serde_json::to_string(&groups).unwrap_or_default()));
+        // The codes alone do not tell. Names and numbers: nothing in it has a failing serialiser.
+        header.metadata.push(note("groups", &serde_json::to_string(groups).unwrap_or_default()));
     }
     Ok(())
-}
-
-/// How the codes of a constant share factors, by the name that they have in the emitted model, which alone does not tell.
-fn grouped(name: &str, scheme: &Scheme) -> Option<(String, Groups)> {
-    let Scheme::Groups { groups, .. } = scheme else { return None };
-    Some((format!("{name}_quantized"), *groups))
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::LowerError;
 use crate::ir::shape::Shapes;
 use crate::ir::{AI_VITQ, AttrValue, DType, Edit, Graph, NewOp, NodeId, OpName, Scalar, Tensor, Value};
-use crate::quant::plan::{Codes, Constant, Scheme, Segments, SitePlan, ZeroPoint, nearest_levels};
+use crate::quant::plan::{Codes, Constant, Groups, Scheme, Segments, SitePlan, ZeroPoint, nearest_levels};
 
 /// The values behind Q/DQ pairs, by the name of the original value.
 #[derive(Debug, Default)]
@@ -13,6 +13,8 @@ pub(super) struct Quantised {
     pub(super) values: BTreeMap<String, Pair>,
     /// Softmax outputs that become log2 codes, by name.
     pub(super) log2: BTreeMap<String, Log2Codes>,
+    /// Codes of constants whose elements share factors, by the name that they got.
+    pub(super) groups: BTreeMap<String, Groups>,
 }
 
 /// One value's codes and their meaning.
@@ -115,6 +117,9 @@ pub(super) fn lower_constant(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Qua
         let scale_t = Tensor::new(shape, scales).map_err(|e| misfit(site, name, e.to_string()))?;
         let zero_t = integers(coding.dtype(), shape, &vec![0; scales.len()]).ok_or_else(|| misfit(site, name, "zero point"))?;
         let codes = edit.add_init(anchor, &format!("{name}_quantized"), codes);
+        if let Some(groups) = constant.codes.groups() {
+            out.groups.insert(edit.value_name(codes).to_owned(), groups);
+        }
         let scale = edit.add_init(anchor, &format!("{name}_scale"), scale_t);
         let zero_point = edit.add_init(anchor, &format!("{name}_zero_point"), zero_t);
         let mut dq = NewOp::std("DequantizeLinear", &format!("{name}_dequantized")).inputs([codes, scale, zero_point]);

@@ -131,7 +131,8 @@ pub fn may_widen(site: &SitePlan) -> bool {
 }
 
 /// Leaves sites in float for as long as that costs no more than `share` of the model's multiply-accumulates, those first that
-/// take most damage away for their cost, unless that leaves no room for one that takes away more. A site is worth it if its products' sites do at least `worth` of the damage that is left.
+/// take most damage away for their cost, unless that leaves no room for one that takes away more. A site is worth it if its products'
+/// sites do at least `worth` of the damage that is left.
 ///
 /// Nothing more is left in float once the rest is predicted to leave `enough_db` at the outputs.
 pub fn leave_in_float(

@@ -1,6 +1,6 @@
 //! Constants of few bits with a small integer factor for a few elements at a time.
 //!
-//! Two-level scales (VS-Quant, Dai et al., arXiv 2102.04503, section 4.4): the real value is `scale_c · f · q`, with one scale for an output
+//! Two-level scales (VS-Quant, Dai et al., arXiv 2102.04503): the real value is `scale_c · f · q`, with one scale for an output
 //! channel and a factor f for each group of its elements. `f · q` fits 8 bits, so that an engine for 8-bit weights needs to
 //! know nothing of groups; one that multiplies fewer bits multiplies q and, once a group, the sum by f. The smallest f that divides all
 //! products of a group and leaves none above the largest q is one that it can take.
