@@ -4,8 +4,9 @@
 mod common;
 
 use common::block::*;
+use common::digits::{Digits, parsed};
 use vitq::lower::lower;
-use vitq::quant::{QuantPlan, Scheme, Target, ZeroPoint};
+use vitq::quant::{Codes, FloatSite, QuantPlan, Scheme, Target, ZeroPoint};
 
 fn refused(edit: impl Fn(&mut QuantPlan)) -> String {
     let (mut model, mut plan) = planned(&preset("int8"), Target::Integer);
@@ -121,6 +122,22 @@ fn edited_plans_that_do_not_fit_are_refused() {
                 site(p, "blocks.0.intSoft").scheme = Scheme::Log2 { bits: 4, fraction_bits: 0, scale: 0.9, normalized: true }
             }),
         ),
+        (
+            "scales of input channels",
+            refused(|p| {
+                if let Scheme::Weight { axis, .. } = &mut site(p, "blocks.0.attn_qkv.q").scheme {
+                    *axis = Some(0);
+                }
+            }),
+        ),
+        (
+            "no bits",
+            refused(|p| {
+                if let Scheme::Affine { codes, .. } = &mut site(p, "blocks.0.sv_attn").scheme {
+                    codes.bits = 0;
+                }
+            }),
+        ),
         ("a value called a constant", refused(|p| site(p, "blocks.0.mlp_fc1").site.values = vec!["fc1".to_owned()])),
     ];
     let text: String = cases.iter().map(|(what, error)| format!("{what}:\n  {error}\n")).collect();
@@ -133,6 +150,10 @@ fn log2_codes_that_cannot_be_are_noted() {
     for (what, target, edit) in [
         ("the scores in float", Target::Integer, (|p| p.sites.retain(|s| s.name != "blocks.0.kv_act")) as fn(&mut QuantPlan)),
         ("a target without custom ops", Target::Integer, |p| p.target = Target::OnnxRuntime),
+        ("even codes of probabilities", Target::Integer, |p| {
+            let codes = Codes { bits: 8, signed: false };
+            site(p, "blocks.0.intSoft").scheme = Scheme::Affine { codes, scale: 1.0 / 255.0, zero_point: 0 };
+        }),
         ("wide scores", Target::Integer, |p| {
             if let Scheme::Affine { codes, .. } = &mut site(p, "blocks.0.kv_act").scheme {
                 codes.bits = 16;
@@ -147,4 +168,30 @@ fn log2_codes_that_cannot_be_are_noted() {
             report.notes.iter().filter(|n| n.starts_with("Softmax (producing 'probs') stays in float")).collect();
         assert_eq!(notes.len(), 1, "{what}: {:?}", report.notes);
     }
+}
+
+/// A plan names sites of its model, all of them: what is none is refused, what is not named is said.
+#[test]
+fn a_plan_is_of_the_sites_of_its_model() {
+    let digits = Digits::new(2);
+    let plan = digits.plan(&parsed("{}"), Target::Integer);
+    let lowered = |edit: &dyn Fn(&mut QuantPlan)| {
+        let mut plan = plan.clone();
+        edit(&mut plan);
+        vitq::pipeline::lower(&digits.source, &plan).map(|(_, report)| report.notes).map_err(|e| e.to_string())
+    };
+    assert_eq!(lowered(&|_| ()), Ok(vec![]));
+    let renamed = lowered(&|p| site(p, "blocks.2.sv_attn").name = "blocks.9.foo".to_owned()).unwrap_err();
+    assert!(renamed.contains("site blocks.9.foo is none of the model's"), "{renamed}");
+    let moved = lowered(&|p| site(p, "blocks.2.sv_attn").site.block = Some(1)).unwrap_err();
+    assert!(moved.contains("site blocks.2.sv_attn is none of the model's"), "{moved}");
+    let notes = lowered(&|p| p.sites.retain(|s| !s.name.ends_with("sv_attn"))).unwrap();
+    assert!(notes.iter().any(|n| n.starts_with("the plan says nothing of blocks.0.sv_attn and 3 more")), "{notes:?}");
+    let float = lowered(&|p| {
+        let at = p.sites.iter().position(|s| s.name == "blocks.2.sv_attn").unwrap();
+        let gone = p.sites.remove(at);
+        p.float.push(FloatSite { name: gone.name, site: gone.site.site, reason: "of my own will".to_owned() });
+    });
+    let of_names = |n: &&String| n.starts_with("the plan says nothing");
+    assert_eq!(float.unwrap().iter().find(of_names), None);
 }

@@ -315,6 +315,52 @@ fn a_plan_of_another_model_or_version_is_refused() {
     assert!(error.contains("toaster") && error.contains("line 4"), "{error}");
 }
 
+/// An edit with a typing error is refused, wherever it stands; what the format leaves out where it says nothing may be said.
+#[test]
+fn a_key_that_nothing_reads_is_refused() {
+    let site = SitePlan {
+        name: "blocks.0.residual1".to_owned(),
+        site: SiteRef {
+            block: Some(0),
+            site: Site::Residual1,
+            part: None,
+            weight: false,
+            values: vec!["sum".to_owned()],
+            observe: None,
+            rows: None,
+        },
+        scheme: Scheme::Piecewise {
+            grid: Box::new(Scheme::Ptf {
+                codes: Codes { bits: 12, signed: true },
+                scale: 0.5,
+                zero_point: ZeroPoint::Tensor(0),
+                factors: Factors::new(&[1, 0], 0, &[]),
+            }),
+            segments: Segments { bits: 8, breakpoint: 60, shift: 2 },
+        },
+        observed: [-1.0, 1.0],
+        note: None,
+        search: None,
+    };
+    let float = FloatSite { name: "head".to_owned(), site: Site::Head, reason: "why not".to_owned() };
+    let plan = QuantPlan { sites: vec![site], float: vec![float], ..empty() };
+    let text = plan.to_text();
+    let with = |anchor: &str, key: &str| {
+        assert!(text.contains(anchor), "{anchor} in {text}");
+        QuantPlan::from_text(&text.replace(anchor, &format!("{key}, {anchor}")), "p.json")
+    };
+    for (anchor, place) in [
+        ("\"observed\"", "blocks.0.residual1"),
+        ("\"scheme\": \"piecewise\"", "blocks.0.residual1"),
+        ("\"scheme\": \"ptf\"", "grid of blocks.0.residual1"),
+        ("\"reason\"", "head"),
+    ] {
+        let error = with(anchor, "\"bit\": 16").unwrap_err().to_string();
+        assert!(error.contains("unknown key 'bit' in ") && error.contains(place), "{error}");
+        assert_eq!(with(anchor, "\"note\": null").unwrap(), plan);
+    }
+}
+
 /// What no observer of the configuration reads is not recorded.
 #[test]
 fn no_more_is_recorded_than_the_configuration_reads() {

@@ -44,7 +44,11 @@ pub(super) fn lower(
             }
             ("Softmax", _) if let [input] = &parts[..] => match quantised.log2.get(edit.value_name(output)) {
                 Some(&codes) => log_softmax(edit, id, input, row_length(shapes, output), codes),
-                None => continue,
+                None => {
+                    let known = edit.describe(id);
+                    report.notes.push(format!("{known} stays in float between its codes: the integer softmax writes log2 codes"));
+                    continue;
+                }
             },
             ("RMSNormalization" | "ReduceL2", _) => {
                 report.notes.push(format!("{} stays in float between its codes: it has no integer op yet", edit.describe(id)));

@@ -57,6 +57,14 @@ pub enum LowerError {
         /// The value.
         value: String,
     },
+    /// The plan has a site that the model has not, or with other values.
+    #[error(
+        "the plan's site {site} is none of the model's, or has another kind, part or other values there: the plan was edited or made for another model; make it again with `vitq plan`"
+    )]
+    UnknownSite {
+        /// The site.
+        site: String,
+    },
     /// The plan's parameters do not fit the tensor.
     #[error(
         "the plan's site {site} does not fit its tensor '{value}': {what}; correct the plan or make it again with `vitq plan`"

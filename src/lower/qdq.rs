@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::LowerError;
 use crate::ir::shape::Shapes;
 use crate::ir::{AI_VITQ, AttrValue, DType, Edit, Graph, NewOp, NodeId, OpName, Scalar, Tensor, Value};
-use crate::quant::plan::{Codes, Constant, Groups, Scheme, Segments, SitePlan, ZeroPoint, nearest_levels};
+use crate::quant::plan::{Codes, Constant, Groups, Scheme, Segments, SitePlan, ZeroPoint, channel_axis, nearest_levels};
 
 /// The values behind Q/DQ pairs, by the name of the original value.
 #[derive(Debug, Default)]
@@ -110,6 +110,13 @@ pub(super) fn lower_constant(edit: &mut Edit<'_>, site: &SitePlan, out: &mut Qua
         let old = find(edit, site, name, out)?;
         let tensor = edit.constant(old).ok_or_else(|| misfit(site, name, "it is not a constant"))?.clone();
         let x = tensor.to_f32().map_err(|e| misfit(site, name, e.to_string()))?;
+        let channels = channel_axis(site.site.site, &tensor.shape);
+        if axis.is_some() && axis != channels {
+            let needed = channels.map_or("none".to_owned(), |a| a.to_string());
+            let what =
+                format!("a scale for each output channel needs the axis {needed}: a product cannot take in those of another");
+            return Err(misfit(site, name, what));
+        }
         let codes = constant.codes(&tensor.shape, &x).map_err(|what| misfit(site, name, what))?;
         let codes = integers(coding.dtype(), &tensor.shape, &codes).ok_or_else(|| misfit(site, name, "codes out of range"))?;
         let anchor = old.node;
@@ -200,6 +207,9 @@ pub(super) fn lower_values(
         Scheme::Accumulator if few.is_none() => return Ok(0),
         _ => return Err(misfit(site, "", "levels are codes of a grid with the scheme 'affine' or 'ptf'")),
     };
+    if !(4..=16).contains(&codes.bits) {
+        return Err(misfit(site, "", format!("4 to 16 bits needed, found {}", codes.bits)));
+    }
     let (low, high) = codes.range();
     if let Some(what) = few.and_then(|few| few.misfit(codes)) {
         return Err(misfit(site, "", what));

@@ -1,5 +1,6 @@
 //! Statistics to a plan, a plan to a model, and the two as files.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::{PipelineError, Source};
@@ -7,8 +8,9 @@ use crate::calib::{self, Stats};
 use crate::config::Config;
 use crate::fs::write_atomic;
 use crate::ir::{Dim, Edit, Model, NodeKind, Type, Value, ValueInfo};
-use crate::lower::{self, LowerReport};
+use crate::lower::{self, LowerError, LowerReport};
 use crate::quant::{self, QuantPlan, Target, reparameterize};
+use crate::vit::SiteRef;
 
 /// Decides every site, on so many threads.
 ///
@@ -16,6 +18,9 @@ use crate::quant::{self, QuantPlan, Target, reparameterize};
 /// When the statistics are of another model or lack what the configuration needs.
 pub fn plan(source: &Source, stats: &Stats, config: &Config, target: Target, threads: usize) -> Result<QuantPlan, PipelineError> {
     stats.check_model(source.digest())?;
+    if stats.samples().is_empty() {
+        return Err(calib::Error::NoSamples { skipped: stats.skipped().len() }.into());
+    }
     let scaled = reparameterize::choose(&source.facts(), stats, config, target, threads);
     Ok(quant::make_plan(&source.reparameterized(&scaled)?.facts(), stats, config, target, threads)?)
 }
@@ -26,9 +31,33 @@ pub fn plan(source: &Source, stats: &Stats, config: &Config, target: Target, thr
 /// When the plan is of another model or does not fit it.
 pub fn lower(source: &Source, plan: &QuantPlan) -> Result<(Model, LowerReport), PipelineError> {
     plan.check_model(&source.digest().to_string())?;
+    let forgotten = check_sites(source, plan)?;
     let mut model = source.reparameterized(&plan.reparameterized)?.model.clone();
-    let report = lower::lower(&mut model, plan)?;
+    let mut report = lower::lower(&mut model, plan)?;
+    report.notes.extend(forgotten);
     Ok((model, report))
+}
+
+/// Refuses a site that is none of the model's, and says which of the model's a plan does not name.
+fn check_sites(source: &Source, plan: &QuantPlan) -> Result<Option<String>, LowerError> {
+    let known: BTreeMap<String, &SiteRef> = source.vit.sites.iter().map(|s| (s.full_name(), s)).collect();
+    for site in &plan.sites {
+        let same = known.get(&site.name).is_some_and(|&k| site.site == *k || site.site == plan.target.coded(k));
+        if !same {
+            return Err(LowerError::UnknownSite { site: site.name.clone() });
+        }
+    }
+    let named: BTreeSet<&str> =
+        plan.sites.iter().map(|s| s.name.as_str()).chain(plan.float.iter().map(|f| f.name.as_str())).collect();
+    // Rows with codes of their own are a choice, and not named where it is not made.
+    let forgotten: Vec<&str> = known
+        .iter()
+        .filter(|(name, s)| s.rows.is_none() && !named.contains(name.as_str()))
+        .map(|(name, _)| name.as_str())
+        .collect();
+    let Some((first, rest)) = forgotten.split_first() else { return Ok(None) };
+    let others = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+    Ok(Some(format!("the plan says nothing of {first}{others}, which stay in float as far as nothing else gives them codes")))
 }
 
 /// Fixes the open batch axis of a model's inputs and outputs.

@@ -2,6 +2,8 @@
 
 mod constant;
 pub(crate) mod groups;
+mod text;
+mod unknown;
 
 pub use crate::calib::piecewise::Segments;
 use crate::ir::DType;
@@ -9,8 +11,10 @@ use crate::vit::{Site, SiteRef};
 
 use super::Target;
 
+pub(crate) use constant::channel_axis;
 pub use constant::{Constant, ConstantCodes};
 pub use groups::Groups;
+use text::FlatLists;
 
 /// The version of the plan's format.
 pub const PLAN_VERSION: u32 = 1;
@@ -439,7 +443,11 @@ impl QuantPlan {
         if version != PLAN_VERSION {
             return Err(PlanError::Version { place: place.to_owned(), found: version });
         }
-        serde_json::from_str(text).map_err(parse)
+        let plan: QuantPlan = serde_json::from_str(text).map_err(parse)?;
+        match unknown::key(&serde_json::from_str(text).map_err(parse)?, &plan) {
+            Some(what) => Err(PlanError::Parse { place: place.to_owned(), what }),
+            None => Ok(plan),
+        }
     }
 
     /// Checks that the plan was made for a model with this digest.
@@ -449,52 +457,5 @@ impl QuantPlan {
     pub fn check_model(&self, digest: &str) -> Result<(), PlanError> {
         let head = |s: &str| s.chars().take(12).collect();
         if self.model == digest { Ok(()) } else { Err(PlanError::OtherModel { plan: head(&self.model), model: head(digest) }) }
-    }
-}
-
-/// Pretty JSON whose innermost lists stay on one line, so that a diff of two plans shows one line a changed site.
-#[derive(Debug, Default)]
-struct FlatLists {
-    pretty: serde_json::ser::PrettyFormatter<'static>,
-    arrays: usize,
-}
-
-impl serde_json::ser::Formatter for FlatLists {
-    fn begin_array<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
-        self.arrays += 1;
-        if self.arrays > 1 { w.write_all(b"[") } else { self.pretty.begin_array(w) }
-    }
-
-    fn end_array<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
-        self.arrays -= 1;
-        if self.arrays > 0 { w.write_all(b"]") } else { self.pretty.end_array(w) }
-    }
-
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
-        if self.arrays > 1 { w.write_all(if first { b"" } else { b", " }) } else { self.pretty.begin_array_value(w, first) }
-    }
-
-    fn end_array_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
-        if self.arrays > 1 { Ok(()) } else { self.pretty.end_array_value(w) }
-    }
-
-    fn begin_object<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
-        self.pretty.begin_object(w)
-    }
-
-    fn end_object<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
-        self.pretty.end_object(w)
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
-        self.pretty.begin_object_key(w, first)
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
-        self.pretty.begin_object_value(w)
-    }
-
-    fn end_object_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
-        self.pretty.end_object_value(w)
     }
 }

@@ -222,9 +222,20 @@ fn weight(facts: &ModelFacts, site: &SiteRef, cfg: &SiteConfig) -> Result<SitePl
     // Of all weights a `default` speaks, those of 8 bits among them.
     let meant = cfg.bits < 8 || cfg.source(Key::GroupSize) >= Source::Site;
     let in_vain = cfg.group_size > 0 && meant && !matches!(scheme, Scheme::Groups { .. });
-    let note = in_vain
-        .then(|| "no factors for groups: group_size is for channel_wise scales, 4 to 7 bits and the method Uniform".to_owned());
+    let mut notes = Vec::new();
+    if in_vain {
+        notes.push("no factors for groups: group_size is for channel_wise scales, 4 to 7 bits and the method Uniform".to_owned());
+    }
+    note_idle_codebook(&cfg, &mut notes);
+    let note = (!notes.is_empty()).then(|| notes.join("; "));
     Ok(SitePlan { name, site: site.clone(), scheme, observed, note, search: None })
+}
+
+/// Says so where a codebook was asked for of this very site, and it has 8 bits or more.
+fn note_idle_codebook(cfg: &SiteConfig, notes: &mut Vec<String>) {
+    if cfg.method == Method::Codebook && cfg.bits >= 8 && cfg.source(Key::Method) >= Source::Site {
+        notes.push(format!("even codes: a codebook is for fewer than 8 bits, and the site has {}", cfg.bits));
+    }
 }
 
 fn activation(
@@ -255,6 +266,7 @@ fn activation(
     }
     // What calibration saw of a hidden unit says little of its range, since most are seldom active: an exponent of its own is for
     // those units alone that stand far out.
+    note_idle_codebook(cfg, &mut notes);
     let codebook = cfg.method == Method::Codebook && cfg.bits < 8 && codebook_possible(target, &mut notes);
     let hidden = codebook && is_hidden_site(site.site) || is_hidden(site.site, cfg);
     let ptf = (cfg.method == Method::Ptf || codebook && has_channels(site.site))

@@ -3,23 +3,13 @@
 use super::codebook::GRID_BITS;
 use super::params::{observer, positive_scale};
 use super::plan::groups::PRODUCT_BITS;
-use super::plan::{Groups, Scheme};
+use super::plan::{Groups, Scheme, channel_axis};
 use crate::calib::observer::Target as Part;
 use crate::calib::stats::{Recording, ValueStats};
 use crate::calib::{Grid, RangeQuery, codebook};
 use crate::config::schema::{CalibrationMode, Method, Observer, SiteConfig};
 use crate::ir::Tensor;
 use crate::vit::Site;
-
-/// The channel axis of a constant: the output channel of a Linear's `[in, out]` and of a convolution's `[out, in, …]`, the
-/// last axis of anything else.
-fn channel_axis(site: Site, shape: &[usize]) -> Option<usize> {
-    match (site, shape.len()) {
-        (_, 0) => None,
-        (Site::Conv | Site::PatchEmbed, _) => Some(0),
-        (_, n) => Some(n - 1),
-    }
-}
 
 /// The scheme of a constant, and its smallest and largest element.
 pub(super) fn scheme(site: Site, tensor: &Tensor, cfg: &SiteConfig) -> Result<(Scheme, [f32; 2]), String> {

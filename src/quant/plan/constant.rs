@@ -3,6 +3,7 @@
 use super::groups::PRODUCT_BITS;
 use super::{Groups, Scheme, nearest_levels};
 use crate::simd::widest;
+use crate::vit::Site;
 
 /// The codes that a constant's elements can have; symmetric, zero point 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,6 +168,16 @@ impl Scheme {
             Scheme::Codebook { grid, .. } | Scheme::Groups { grid, .. } => grid.constant_scales(),
             _ => None,
         }
+    }
+}
+
+/// The channel axis of a constant: the output channel of a Linear's `[in, out]` and of a convolution's `[out, in, …]`, the
+/// last axis of anything else.
+pub(crate) fn channel_axis(site: Site, shape: &[usize]) -> Option<usize> {
+    match (site, shape.len()) {
+        (_, 0) => None,
+        (Site::Conv | Site::PatchEmbed, _) => Some(0),
+        (_, n) => Some(n - 1),
     }
 }
 
