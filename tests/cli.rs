@@ -252,18 +252,21 @@ fn a_budget_widens_and_needs_a_search() {
     let mixed = with(&["compile", VIT, "--calib", CALIB, "--config", "mixed", "--effort", "fast", "-o", "@/x.onnx"], &IMAGES);
     assert!(b.fails(&with(&mixed, &["--strict"])).contains("takes the search"));
     let twice = with(&["compile", VIT, "--calib", CALIB, "--budget", "20dB,5dB", "-o", "@/x.onnx"], &IMAGES);
-    assert!(b.fails(&twice).contains("two SQNRs"));
+    assert!(b.misused(&twice).contains("two SQNRs"));
     let widened = |budget: &str| {
         let said: serde_json::Value =
             serde_json::from_str(&b.compile("integer", "b.onnx", &["--json", "--budget", budget])).unwrap();
         let count = |q: &serde_json::Value| if q["bits"] == 16 { q["sites"].as_u64().unwrap() } else { 0 };
         said["quantised"].as_array().unwrap().iter().map(count).sum::<u64>()
     };
+    let said = b.compile("integer", "b.onnx", &["--json", "--budget", "60dB"]);
+    assert!(said.contains("60 dB were asked for, and with 16 bits wherever they can be"), "{said}");
+    assert!(!b.compile("integer", "b.onnx", &["--json", "--budget", "5dB"]).contains("were asked for"));
     let (cheap, dear) = (widened("1x"), widened("60dB"));
     assert!(cheap > 0 && dear > cheap, "{cheap} {dear}");
     assert_eq!(widened("60dB,1x"), cheap);
     let args = with(&["compile", VIT, "-o", "@/no.onnx", "--calib", CALIB, "--effort", "fast", "--budget", "20dB"], &IMAGES);
-    let error = b.fails(&args);
+    let error = b.misused(&args);
     assert!(error.contains("--effort fast"), "{error}");
     for bad in ["0.5x", "20", "99dB", "x"] {
         let out = b.run(&with(&["compile", VIT, "-o", "@/no.onnx", "--calib", CALIB, "--budget", bad], &IMAGES));
@@ -348,6 +351,8 @@ fn an_emitted_model_runs_and_is_near_the_float_model() {
     }
     assert_eq!((&one["sqnr_db"], &one["max_abs_difference"]), (&threads["sqnr_db"], &threads["max_abs_difference"]));
     assert!((one["sqnr_db"].as_f64().unwrap() - batch["sqnr_db"].as_f64().unwrap()).abs() < 1e-3);
+    let nothing = b.misused(&with(&["eval", VIT, "--data", "models/digits/calib/0080.png"], &IMAGES));
+    assert!(nothing.contains("no labels, and there is no --reference"), "{nothing}");
     let same = eval(VIT, &["--reference", VIT]);
     assert_eq!((&same["max_abs_difference"], &same["agreement"]), (&0.0.into(), &1.0.into()));
     assert!(same["sqnr_db"].is_null());

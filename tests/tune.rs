@@ -248,7 +248,8 @@ fn widening_reaches_what_it_predicts() {
     let damages = b.damages();
     let goal = damages.iter().map(|d| d.noise).sum::<f64>() * 10f64.powf(-0.2);
     let cost = Cost::of(&b.digits.source.model.graph, &b.digits.source.vit.sites);
-    let widened = widen(&mut plan, &damages, 0.0, &cost, 16, Goal { noise: goal, cost: f64::INFINITY });
+    let (widened, left) = widen(&mut plan, &damages, 0.0, &cost, 16, Goal { noise: goal, cost: f64::INFINITY });
+    assert!(left <= goal, "{left} {goal}");
     assert!(!widened.is_empty() && widened.len() < damages.len() / 2, "{}", widened.len());
     assert!(widened.windows(2).all(|pair| pair[0].share >= pair[1].share), "those that do most come first");
     let after = -10.0 * noise(&reference, &b.simulated(&plan)).log10();
@@ -267,7 +268,10 @@ fn widening_keeps_within_what_it_may_cost() {
     let mut fewer = 0;
     for times in [1.0, 1.2, 4.0] {
         let mut plan = b.plan.clone();
-        let widened = widen(&mut plan, &damages, 0.0, &cost, 16, Goal { noise: 0.0, cost: times });
+        let (widened, left) = widen(&mut plan, &damages, 0.0, &cost, 16, Goal { noise: 0.0, cost: times });
+        let kept = damages.iter().filter(|d| !widened.iter().any(|w| w.site == d.site));
+        let kept: f64 = kept.map(|d| d.noise).sum();
+        assert!((left - kept).abs() <= 1e-9 * kept, "{left} {kept}");
         let after = cost.mac_bits(&bits_of(&plan));
         assert!(after as f64 <= before as f64 * times, "{times}: {before} {after}");
         // What no product multiplies costs nothing here.

@@ -68,6 +68,13 @@ pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
     samples.skipped_note(&stats).iter().for_each(|n| terminal.warning(n));
     pipeline::write_stats(&stats, &args.output)?;
     let (values, seen) = (stats.values().len(), stats.samples().len() * samples.batch());
+    if seen == 0 {
+        terminal.warning(&format!(
+            "shard {} has none of the {} samples: these statistics are of nothing",
+            args.shard,
+            stats.total()
+        ));
+    }
     let shard = if args.shard.is_whole() { String::new() } else { format!(", shard {} of {}", args.shard, stats.total()) };
     terminal.summary(&format_args!("{values} values observed on {seen} samples{shard}, written to {}\n", args.output.display()))
 }

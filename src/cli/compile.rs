@@ -177,13 +177,14 @@ fn make(args: &Args, terminal: &Terminal, clock: &mut Clock) -> Result<Made, Cli
     } else {
         Found::unsearched(stats, plan)
     };
+    notes.append(&mut found.notes);
     let source = source.reparameterized(&found.plan.reparameterized)?.into_owned();
     let adjusted = adjust(args, terminal, &source, &config, &feed, &samples, &found.plan)?;
     let source = match adjusted {
         Some(a) => {
             clock.end("adjust");
             found.plan = a.plan;
-            notes = a.notes;
+            notes.extend(a.notes);
             let adjusted = source.with_constants(a.constants.clone())?;
             constants = a.constants;
             adjusted

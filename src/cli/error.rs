@@ -15,6 +15,9 @@ pub(super) enum CliError {
     Write(#[from] WriteError),
     #[error("{0}")]
     Refused(String),
+    /// Options that make no sense together.
+    #[error("{0}")]
+    Usage(String),
     #[error("cannot write to standard output: {0}; check that its file or device has room")]
     Stdout(std::io::Error),
     #[error("this is a defect of vitq ({0}); please report it with the command and the model")]
@@ -34,6 +37,11 @@ impl From<DataError> for CliError {
 }
 
 impl CliError {
+    /// The process's exit code.
+    pub(super) fn code(&self) -> u8 {
+        if matches!(self, CliError::Usage(_)) { 2 } else { 1 }
+    }
+
     /// The error and its causes as one line. A cause that the text names already is not named twice.
     pub(super) fn paragraph(&self) -> String {
         let mut text = self.to_string();

@@ -54,6 +54,13 @@ pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
     let feed = Feed::new(&args.model, &model, &options)?;
     let samples = feed.open(&args.data)?;
     note_samples(&samples, terminal);
+    if args.reference.is_none() && samples.dataset().labels().is_none() {
+        return Err(CliError::Usage(format!(
+            "{}: these data have no labels, and there is no --reference: give the float model as one, or labels (labels.csv, one \
+             sub-folder a class, or the array `labels` of an .npz)",
+            args.data.display()
+        )));
+    }
     let engine = runnable(&args.model, model, &feed.engine_options())?;
     let reference = match &args.reference {
         None => None,

@@ -107,7 +107,7 @@ pub fn main() -> ExitCode {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(e)) => {
             terminal.error(&e);
-            ExitCode::FAILURE
+            ExitCode::from(e.code())
         }
         Err(_) => {
             let text = PANIC.lock().map(|t| t.clone()).unwrap_or_default();

@@ -182,7 +182,7 @@ impl Searching {
     pub(super) fn configure(&self, config: &mut Config) -> Result<(), CliError> {
         if !self.budget.is_empty() && !self.searches() {
             let what = "--budget needs a search: leave --effort fast out, or the budget";
-            return Err(CliError::Refused(what.to_owned()));
+            return Err(CliError::Usage(what.to_owned()));
         }
         let search = &mut config.search;
         if !self.budget.is_empty() {
@@ -195,7 +195,7 @@ impl Searching {
             };
             if before.is_some() {
                 let what = "--budget says two SQNRs or two costs: give one of each at most";
-                return Err(CliError::Refused(what.to_owned()));
+                return Err(CliError::Usage(what.to_owned()));
             }
         }
         Ok(())
@@ -264,7 +264,7 @@ pub(super) fn check_outputs(terminal: &Terminal, inputs: &[&Path], outputs: &[&P
         refuse_inputs(inputs, output)?;
         let shown = output.display();
         if outputs.iter().take(i).any(|p| real(p) == real(output)) {
-            return Err(CliError::Refused(format!("{shown} is given for two outputs: give each its own file")));
+            return Err(CliError::Usage(format!("{shown} is given for two outputs: give each its own file")));
         }
         if output.is_dir() {
             return Err(CliError::Refused(format!("{shown} is a folder: give the name of a file")));

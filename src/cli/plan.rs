@@ -8,7 +8,7 @@ use super::error::CliError;
 use super::options::{Configuration, Targeting, Threads, check_outputs};
 use super::terminal::Terminal;
 use crate::pipeline::{self, PipelineError};
-use crate::report::summary::{left_in_float, quantised};
+use crate::report::summary::{adjusted, left_in_float, quantised};
 
 /// Decide every quantisation parameter and write the plan, a JSON file to review and edit
 #[derive(Debug, clap::Args)]
@@ -62,6 +62,7 @@ pub(super) fn run(args: &Args, terminal: &Terminal) -> Result<(), CliError> {
         );
     }
     pipeline::unknown_names(&source, &config).iter().chain(&left_out).for_each(|n| terminal.warning(n));
+    adjusted(&plan).iter().for_each(|group| terminal.note(&group.to_string()));
     pipeline::write_plan(&plan, &args.output)?;
     let sites: usize = quantised(&plan).iter().map(|q| q.sites).sum();
     let float: usize = left_in_float(&plan).iter().map(|g| g.sites.len()).sum();

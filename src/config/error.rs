@@ -17,7 +17,7 @@ pub enum ConfigError {
         presets: String,
     },
     /// The operating system refused.
-    #[error("{}: cannot be read: {reason}.", path.display())]
+    #[error("{}: cannot be read as a configuration, YAML text: {reason}. Check the path and its permissions.", path.display())]
     Read {
         /// The file.
         path: PathBuf,

@@ -46,7 +46,7 @@ impl Value {
             Self::Int(v) => format!("`{v}`"),
             Self::Float(v) => format!("`{v}`"),
             Self::Text(v) => format!("'{v}'"),
-            Self::List(_) => "a list".to_owned(),
+            Self::List(items) => format!("a list of {}", items.len()),
             Self::Map(_) => "a mapping".to_owned(),
         }
     }

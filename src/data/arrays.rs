@@ -192,8 +192,8 @@ fn labels<T: Copy + std::fmt::Display + TryInto<usize>>(
     values: impl Iterator<Item = T>,
 ) -> Result<Vec<usize>, DataError> {
     let label = |(i, v): (usize, T)| {
-        let reason = || format!("label {v} at [{i}] is not a class number from 0");
-        v.try_into().map_err(|_| corrupt(path, &what(Some(name)), &reason()))
+        let none = |_| DataError::NoClass { path: path.to_path_buf(), what: what(Some(name)), label: v.to_string(), at: i };
+        v.try_into().map_err(none)
     };
     values.enumerate().map(label).collect()
 }

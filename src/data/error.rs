@@ -98,7 +98,7 @@ pub enum DataError {
         source: PreprocessError,
     },
     /// Images, but no word on how the model wants them.
-    #[error("{}: these are images, and how the model wants them is not known. Say it with --preprocess imagenet (DeiT and most others), inception (the augreg ViTs), clip or none, with a file (YAML, timm's config.json, preprocessor_config.json), or in a section `preprocess` of the configuration.", path.display())]
+    #[error("{}: these are images, and how the model wants them is not known. Say it with --preprocess imagenet (DeiT and most others), inception (the augreg ViTs), clip or none, with a file (YAML, timm's config.json, preprocessor_config.json), or, where a command takes --config, in its section `preprocess`.", path.display())]
     NeedsPreprocess {
         /// The dataset's path.
         path: PathBuf,
@@ -115,6 +115,18 @@ pub enum DataError {
         what: String,
         /// The reader's words.
         reason: String,
+    },
+    /// A label that is no class number.
+    #[error("{}: {what} has the label {label} at [{at}], but labels are class numbers from 0: correct it, or leave the sample out.", path.display())]
+    NoClass {
+        /// The file.
+        path: PathBuf,
+        /// Which array.
+        what: String,
+        /// The label.
+        label: String,
+        /// Its place.
+        at: usize,
     },
     /// An array of an element type that is not used.
     #[error("{}: {what} has the element type {found}, but {wanted}.", path.display())]

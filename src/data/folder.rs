@@ -1,5 +1,6 @@
 //! Which files of a folder are the images, in which order, with which labels.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -127,7 +128,28 @@ fn by_labels_csv(folder: &Path, path: &Path) -> Result<Listing, DataError> {
     if entries.is_empty() {
         return Err(DataError::EmptyLabels { path: path.to_path_buf() });
     }
-    Ok(Listing { entries, classes: None, notes: Vec::new() })
+    let notes = unlisted(folder, &entries)?;
+    Ok(Listing { entries, classes: None, notes })
+}
+
+/// Says how many images of the folder itself a labels.csv does not name.
+fn unlisted(folder: &Path, entries: &[Entry]) -> Result<Vec<String>, DataError> {
+    let mut images = 0;
+    for item in std::fs::read_dir(folder).map_err(|e| DataError::read(folder, &e))? {
+        let item = item.map_err(|e| DataError::read(folder, &e))?;
+        let ending = item.path().extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+        images += usize::from(matches!(ending.as_deref(), Some("jpg" | "jpeg" | "png")));
+    }
+    let listed: BTreeSet<&Path> = entries.iter().map(|e| e.path.as_path()).filter(|p| p.parent() == Some(folder)).collect();
+    Ok(match images.saturating_sub(listed.len()) {
+        0 => Vec::new(),
+        n => vec![format!(
+            "{}: {} left out because labels.csv does not name {}",
+            folder.display(),
+            count(n, "image"),
+            if n == 1 { "it" } else { "them" }
+        )],
+    })
 }
 
 /// The line of a record, from 1. The reader's own number is that of the blank lines before the record, if there are any.

@@ -89,7 +89,7 @@ pub enum PreprocessError {
     },
     /// A crop share outside (0, 1], or so small that the resized image would be enormous.
     #[error(
-        "the crop share {crop_pct} is out of range: it is the part of the resized short side that is kept, above 0 and at most 1 (timm's default is 0.9), and size / crop_pct may not pass {MAX_SIZE}."
+        "the crop share {crop_pct} is out of range: it is the part of the resized short side that is kept, above 0 and at most 1 (timm's default is 0.875), and size / crop_pct may not pass {MAX_SIZE}."
     )]
     CropPct {
         /// The share given.

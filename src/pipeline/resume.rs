@@ -39,6 +39,11 @@ impl Calibration<'_> {
     /// Those of [`Calibration::run`]; statistics of another run in the folder.
     pub fn run_resumable(&self, part: Part, folder: &Path, note: &mut dyn FnMut(String)) -> Result<Stats, PipelineError> {
         self.check_batch()?;
+        if folder.exists() && !folder.is_dir() {
+            let what =
+                "statistics are saved in a folder, and this is a file: give --resume a folder, which is made if it is not there";
+            return Err(PipelineError::Input { path: folder.to_owned(), what: what.to_owned() });
+        }
         std::fs::create_dir_all(folder).map_err(|source| PipelineError::File { path: folder.to_owned(), source })?;
         let name =
             if part.is_whole() { "all.stats".to_owned() } else { format!("{}.stats", part.to_string().replace('/', "-of-")) };

@@ -7,6 +7,7 @@ use super::{Clip, ClipSearch, PipelineError, Samples, Source};
 use crate::calib::run::Named;
 use crate::calib::{Progress, Stats};
 use crate::config::Config;
+use crate::config::schema;
 use crate::quant::{QuantPlan, Target};
 use crate::report::sensitivity::{FrontierPoint, Sensitivity, SiteSensitivity};
 use crate::runtime::tract::{EngineError, EngineOptions};
@@ -75,13 +76,30 @@ pub struct Found {
     pub rooms: Vec<Room>,
     /// What activation sites did alone, before their ranges or widths changed: all, or, where only ranges are searched, those whose ranges may be.
     pub damages: Vec<Damage>,
+    /// What was asked for and not reached.
+    pub notes: Vec<String>,
 }
 
 impl Found {
     /// What calibration alone made.
     pub fn unsearched(stats: Stats, plan: QuantPlan) -> Found {
-        Found { stats, plan, clips: vec![], widenings: vec![], changes: vec![], rooms: vec![], damages: vec![] }
+        Found { stats, plan, clips: vec![], widenings: vec![], changes: vec![], rooms: vec![], damages: vec![], notes: vec![] }
     }
+}
+
+/// What to say where wider codes are predicted to leave more noise than was asked for; `weights` is their part of it.
+fn missed(wanted: schema::Search, noise: f64, weights: f64) -> Option<String> {
+    let db = wanted.widen_to_db.filter(|db| noise > 10f64.powf(-db / 10.0))?;
+    let why = match wanted.widen_to_cost {
+        Some(times) => format!("at {times} times the cost of 8 bits"),
+        None => format!("with {WIDE} bits wherever they can be"),
+    };
+    Some(format!(
+        "{db} dB were asked for, and {why} {:.1} dB are predicted before ranges are changed, {:.0} % of that noise from \
+         weights: what was reached stands under Logits, and `vitq analyze` ranks what is left",
+        -10.0 * noise.log10(),
+        100.0 * weights / noise
+    ))
 }
 
 impl Search<'_> {
@@ -139,7 +157,9 @@ impl Search<'_> {
                 noise: wanted.widen_to_db.map_or(0.0, |db| 10f64.powf(-db / 10.0)),
                 cost: wanted.widen_to_cost.unwrap_or(f64::INFINITY),
             };
-            found.widenings.extend(widen(&mut found.plan, &found.damages, weights, &cost, WIDE, goal));
+            let (widened, noise) = widen(&mut found.plan, &found.damages, weights, &cost, WIDE, goal);
+            found.widenings.extend(widened);
+            found.notes.extend(missed(wanted, noise, weights));
             left.retain(|d| !found.widenings.iter().any(|w| w.site == d.site));
         }
         if wanted.ranges {

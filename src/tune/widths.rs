@@ -96,8 +96,8 @@ pub fn bits_of(plan: &QuantPlan) -> BTreeMap<String, u8> {
 
 /// Widens the sites that do most until what the others do is predicted to be little enough: the sum of their damage alone and
 /// of `rest`, that of everything that has no width to choose (the weights). A site whose products would cost too much with more
-/// bits is passed over.
-pub fn widen(plan: &mut QuantPlan, damages: &[Damage], rest: f64, cost: &Cost, bits: u8, goal: Goal) -> Vec<Widening> {
+/// bits is passed over. Gives the sites, and the noise over signal that is predicted to be left.
+pub fn widen(plan: &mut QuantPlan, damages: &[Damage], rest: f64, cost: &Cost, bits: u8, goal: Goal) -> (Vec<Widening>, f64) {
     let all: f64 = damages.iter().map(|d| d.noise).sum::<f64>() + rest;
     let mut widths = bits_of(plan);
     let most = cost.mac_bits(&widths) as f64 * goal.cost;
@@ -122,7 +122,7 @@ pub fn widen(plan: &mut QuantPlan, damages: &[Damage], rest: f64, cost: &Cost, b
         left -= damage.noise;
         out.push(widening);
     }
-    out
+    (out, left)
 }
 
 /// Whether a site may have more bits: the integer softmax reads and writes codes of at most 8.

@@ -56,10 +56,19 @@ impl Bench {
 
     /// Runs what must fail with exit code 1, one paragraph on standard error, nothing on standard output and no new file.
     pub fn fails(&self, args: &[&str]) -> String {
+        self.fails_with(1, args)
+    }
+
+    /// The same with exit code 2: options that make no sense together.
+    pub fn misused(&self, args: &[&str]) -> String {
+        self.fails_with(2, args)
+    }
+
+    fn fails_with(&self, code: i32, args: &[&str]) -> String {
         let before = files(self.tmp.path());
         let out = self.run(args);
         let stderr = String::from_utf8(out.stderr).unwrap();
-        assert_eq!(out.status.code(), Some(1), "{args:?}: {stderr}");
+        assert_eq!(out.status.code(), Some(code), "{args:?}: {stderr}");
         assert_eq!(String::from_utf8_lossy(&out.stdout), "", "{args:?}");
         assert_eq!(files(self.tmp.path()), before, "{args:?} left a file behind");
         assert!(stderr.starts_with("error: ") && stderr.lines().count() == 1, "one paragraph expected: {stderr}");

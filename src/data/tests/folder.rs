@@ -37,6 +37,8 @@ fn labels_csv_gives_order_and_labels() {
     let d = open(dir.path(), &options);
     assert_eq!(names_of(&d), ["sub/c.png", "a.png"]);
     assert_eq!(d.labels(), Some(vec![7, 3]));
+    let note = format!("{}: 1 image left out because labels.csv does not name it", dir.path().display());
+    assert_eq!(d.notes(), [note]);
     let d = open(dir.path(), &Options { limit: Some(1), ..options });
     assert_eq!((d.len(), d.labels()), (1, Some(vec![7])));
 }

@@ -26,6 +26,12 @@ pub struct SiteGroup {
     pub sites: Vec<String>,
 }
 
+impl Display for SiteGroup {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        write!(f, "{}: {}", sites(self.sites.iter().map(String::as_str)), self.reason)
+    }
+}
+
 /// How far the emitted model is from the float model, both run on calibration samples.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Quality {
@@ -218,11 +224,11 @@ impl CompileSummary {
         let schemes: Vec<String> = self.quantised.iter().map(show).collect();
         row(f, "Quantised", &format!("{total} of {}: {}", count(total + float, "site"), schemes.join(", ")))?;
         for g in &self.adjusted {
-            entry(f, &format!("{}: {}", sites(g.sites.iter().map(String::as_str)), g.reason))?;
+            entry(f, &g.to_string())?;
         }
         row(f, "Float", &if float == 0 { "no site".to_owned() } else { count(float, "site") })?;
         for g in &self.float {
-            entry(f, &format!("{}: {}", sites(g.sites.iter().map(String::as_str)), g.reason))?;
+            entry(f, &g.to_string())?;
         }
         Ok(())
     }
@@ -236,7 +242,7 @@ impl CompileSummary {
         }
         row(f, "Search", &format!("{} changed by the effect on the outputs", count(total, "site")))?;
         for g in self.searched.iter().take(SHOWN) {
-            entry(f, &format!("{}: {}", sites(g.sites.iter().map(String::as_str)), g.reason))?;
+            entry(f, &g.to_string())?;
         }
         let rest: usize = self.searched.iter().skip(SHOWN).map(|g| g.sites.len()).sum();
         if rest > 0 { entry(f, &format!("and {rest} more: --save-plan writes them all")) } else { Ok(()) }
