@@ -7,6 +7,7 @@ use common::block::*;
 use common::digits::{Digits, parsed};
 use vitq::lower::lower;
 use vitq::quant::{Codes, FloatSite, QuantPlan, Scheme, Target, ZeroPoint};
+use vitq::vit::Site;
 
 fn refused(edit: impl Fn(&mut QuantPlan)) -> String {
     let (mut model, mut plan) = planned(&preset("int8"), Target::Integer);
@@ -185,13 +186,16 @@ fn a_plan_is_of_the_sites_of_its_model() {
     assert!(renamed.contains("site blocks.9.foo is none of the model's"), "{renamed}");
     let moved = lowered(&|p| site(p, "blocks.2.sv_attn").site.block = Some(1)).unwrap_err();
     assert!(moved.contains("site blocks.2.sv_attn is none of the model's"), "{moved}");
+    let float = |name: &str| FloatSite { name: name.to_owned(), site: Site::SvAttn, reason: "of my own will".to_owned() };
+    let nowhere = lowered(&|p| p.float.push(float("blocks.9.sv_attn"))).unwrap_err();
+    assert!(nowhere.contains("site blocks.9.sv_attn is none of the model's"), "{nowhere}");
     let notes = lowered(&|p| p.sites.retain(|s| !s.name.ends_with("sv_attn"))).unwrap();
     assert!(notes.iter().any(|n| n.starts_with("the plan says nothing of blocks.0.sv_attn and 3 more")), "{notes:?}");
-    let float = lowered(&|p| {
+    let on_purpose = lowered(&|p| {
         let at = p.sites.iter().position(|s| s.name == "blocks.2.sv_attn").unwrap();
         let gone = p.sites.remove(at);
-        p.float.push(FloatSite { name: gone.name, site: gone.site.site, reason: "of my own will".to_owned() });
+        p.float.push(float(&gone.name));
     });
     let of_names = |n: &&String| n.starts_with("the plan says nothing");
-    assert_eq!(float.unwrap().iter().find(of_names), None);
+    assert_eq!(on_purpose.unwrap().iter().find(of_names), None);
 }

@@ -137,6 +137,9 @@ fn unlisted(folder: &Path, entries: &[Entry]) -> Result<Vec<String>, DataError> 
     let mut images = 0;
     for item in std::fs::read_dir(folder).map_err(|e| DataError::read(folder, &e))? {
         let item = item.map_err(|e| DataError::read(folder, &e))?;
+        if item.file_name().to_string_lossy().starts_with('.') {
+            continue;
+        }
         let ending = item.path().extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
         images += usize::from(matches!(ending.as_deref(), Some("jpg" | "jpeg" | "png")));
     }

@@ -47,6 +47,9 @@ fn check_sites(source: &Source, plan: &QuantPlan) -> Result<Option<String>, Lowe
             return Err(LowerError::UnknownSite { site: site.name.clone() });
         }
     }
+    if let Some(float) = plan.float.iter().find(|f| !known.contains_key(&f.name)) {
+        return Err(LowerError::UnknownSite { site: float.name.clone() });
+    }
     let named: BTreeSet<&str> =
         plan.sites.iter().map(|s| s.name.as_str()).chain(plan.float.iter().map(|f| f.name.as_str())).collect();
     // Rows with codes of their own are a choice, and not named where it is not made.
