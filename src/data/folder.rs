@@ -134,17 +134,19 @@ fn by_labels_csv(folder: &Path, path: &Path) -> Result<Listing, DataError> {
 
 /// Says how many images of the folder itself a labels.csv does not name.
 fn unlisted(folder: &Path, entries: &[Entry]) -> Result<Vec<String>, DataError> {
-    let mut images = 0;
+    let listed: BTreeSet<&Path> = entries.iter().map(|e| e.path.as_path()).collect();
+    let mut left = 0;
     for item in std::fs::read_dir(folder).map_err(|e| DataError::read(folder, &e))? {
         let item = item.map_err(|e| DataError::read(folder, &e))?;
         if item.file_name().to_string_lossy().starts_with('.') {
             continue;
         }
-        let ending = item.path().extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
-        images += usize::from(matches!(ending.as_deref(), Some("jpg" | "jpeg" | "png")));
+        let path = item.path();
+        let ending = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+        let image = matches!(ending.as_deref(), Some("jpg" | "jpeg" | "png"));
+        left += usize::from(image && !listed.contains(path.as_path()));
     }
-    let listed: BTreeSet<&Path> = entries.iter().map(|e| e.path.as_path()).filter(|p| p.parent() == Some(folder)).collect();
-    Ok(match images.saturating_sub(listed.len()) {
+    Ok(match left {
         0 => Vec::new(),
         n => vec![format!(
             "{}: {} left out because labels.csv does not name {}",
